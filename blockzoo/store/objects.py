@@ -1,0 +1,239 @@
+"""Reading the zoo's immutable objects, each checked against its digest the first time.
+
+Reading never takes a lock. An object found missing is looked for once more where a collection
+that was killed may have left it (`collect`).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blockzoo.codecs import raw, zstd
+from blockzoo.errors import BlockzooError, DamagedError
+from blockzoo.records import Block, Model
+from blockzoo.store.layout import Layout
+from blockzoo.tensors import TensorInfo, bytes_digest, tensor_digest
+
+_T = TypeVar("_T")
+
+#: file-name suffixes of each folder, the preferred kind first
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "tensors": (raw.SUFFIX,),
+    "files": ("", zstd.SUFFIX),
+    "blocks": (".json",),
+    "models": (".json",),
+    "equivalences": (".json",),
+}
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+LARGEST_COMPRESSED = 64 << 20  # bytes; larger files are kept as they are
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object's file: which folder, whose digest, where."""
+
+    folder: str
+    digest: str
+    path: Path
+
+
+class Objects:
+    """The objects of one zoo, for reading.
+
+    Parameters
+    ----------
+    layout : Layout
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._checked: set[tuple[str, str]] = set()
+
+    def find(self, folder: str, digest: str) -> Path | None:
+        """The file that holds an object, in whichever kind it is kept."""
+        if not _DIGEST.fullmatch(digest):
+            raise DamagedError(f"{digest!r} is not a digest")
+        shard = self.layout.shard(folder, digest)
+        for suffix in SUFFIXES[folder]:
+            path = shard / (digest + suffix)
+            if path.exists():
+                return path
+        return None
+
+    def all(self, folder: str) -> Iterator[Object]:
+        """Every object file of a folder, in no order; stray files are passed over."""
+        root = self.layout.root / folder
+        for shard in sorted(root.iterdir()) if root.is_dir() else []:
+            for entry in os.scandir(shard) if shard.is_dir() else []:
+                digest, suffix = entry.name[:64], entry.name[64:]
+                sound = _DIGEST.fullmatch(digest) and digest[:2] == shard.name
+                if sound and suffix in SUFFIXES[folder]:
+                    yield Object(folder, digest, Path(entry.path))
+
+    def tensor(self, digest: str) -> tuple[TensorInfo, memoryview]:
+        """A tensor's dtype and shape, and its bytes as a read-only view of the mapped file.
+
+        Raises
+        ------
+        DamagedError
+            Where it is missing or not what its digest says; the exit code is 12.
+        """
+        return self._checked_read("tensors", digest, _decode_tensor, _check_tensor)
+
+    def file(self, digest: str) -> memoryview:
+        """A stored file's bytes: a view of the mapped file, or of what was decompressed."""
+        return self._checked_read("files", digest, _decode_file, _check_bytes)
+
+    def block(self, digest: str) -> Block:
+        return Block.from_json(self._json("blocks", digest))
+
+    def model(self, digest: str) -> Model:
+        return Model.from_json(self._json("models", digest))
+
+    def check(self, found: Object) -> None:
+        """Read an object's file whole and hold it to its digest.
+
+        Raises
+        ------
+        DamagedError
+        """
+        if found.folder == "tensors":
+            self._read(found, _decode_tensor, _check_tensor)
+        else:
+            self._read(
+                found, _decode_file if found.folder == "files" else _decode_json, _check_bytes
+            )
+
+    def _json(self, folder: str, digest: str) -> Any:
+        return json.loads(bytes(self._checked_read(folder, digest, _decode_json, _check_bytes)))
+
+    def _checked_read(
+        self,
+        folder: str,
+        digest: str,
+        decode: Callable[[Path, memoryview], _T],
+        check: Callable[[str, _T], bool],
+    ) -> _T:
+        path = self.find(folder, digest) or self._wait_for(folder, digest)
+        if path is None:
+            raise damaged(self.layout, folder, digest, "it is missing")
+        first = (folder, digest) not in self._checked
+        value = self._read(Object(folder, digest, path), decode, check if first else None)
+        self._checked.add((folder, digest))
+        return value
+
+    def _read(
+        self,
+        found: Object,
+        decode: Callable[[Path, memoryview], _T],
+        check: Callable[[str, _T], bool] | None,
+    ) -> _T:
+        try:
+            value = decode(found.path, map_file(found.path))
+            sound = check is None or check(found.digest, value)
+        except DamagedError as error:
+            raise damaged(self.layout, found.folder, found.digest, error.message) from error
+        except FileNotFoundError as error:
+            raise damaged(self.layout, found.folder, found.digest, "it is missing") from error
+        if not sound:
+            raise damaged(self.layout, found.folder, found.digest, "its bytes were changed")
+        return value
+
+    def _wait_for(self, folder: str, digest: str) -> Path | None:
+        """A collection puts back what it moved aside and should not have: give it a moment."""
+        for pause in (0.0, 0.02, 0.1):
+            restore_trash(self.layout)
+            if path := self.find(folder, digest):
+                return path
+            time.sleep(pause)
+        return None
+
+
+def damaged(layout: Layout, folder: str, digest: str, why: str) -> DamagedError:
+    """The error for an object that cannot be read."""
+    return DamagedError(
+        f"{folder.rstrip('s')} {digest[:12]} in {layout.root} is damaged: {why}",
+        hint="`blockzoo verify` tells what depends on it; "
+        "`blockzoo repair SOURCE` restores it from another zoo or the original folder",
+    )
+
+
+def map_file(path: Path) -> memoryview:
+    """A read-only view of a whole file, mapped; it stays valid when the file is replaced."""
+    try:
+        return _map(path)
+    except OSError as error:
+        if error.errno != errno.EMFILE or not _raise_open_file_limit():
+            raise
+        return _map(path)
+
+
+def _map(path: Path) -> memoryview:
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _raise_open_file_limit() -> bool:
+    """A mapped file keeps a descriptor, and a large model has more tensors than the usual 1,024."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return False
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= hard:
+        raise BlockzooError(
+            f"more than {hard} files are open", hint="raise the limit with `ulimit -n`"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return True
+
+
+def _decode_tensor(_: Path, file: memoryview) -> tuple[TensorInfo, memoryview]:
+    return raw.read(file)
+
+
+def _decode_file(path: Path, file: memoryview) -> memoryview:
+    if path.name.endswith(zstd.SUFFIX):
+        return memoryview(zstd.decode(file, largest=LARGEST_COMPRESSED))
+    return file
+
+
+def _decode_json(_: Path, file: memoryview) -> memoryview:
+    return file
+
+
+def _check_tensor(digest: str, value: tuple[TensorInfo, memoryview]) -> bool:
+    return tensor_digest(*value) == digest
+
+
+def _check_bytes(digest: str, value: memoryview) -> bool:
+    return bytes_digest(value) == digest
+
+
+def restore_trash(layout: Layout) -> None:
+    """Put back whatever a collection moved aside and did not live to delete.
+
+    Objects of a collection that is still running are left alone.
+    """
+    from blockzoo.store.session import alive
+
+    for trash in layout.tmp.glob("*/trash"):
+        if alive(trash.parent):
+            continue
+        for moved in trash.iterdir():
+            folder, _, name = moved.name.partition("~")
+            place = layout.shard(folder, name) / name
+            if not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(moved, place)

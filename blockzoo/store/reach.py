@@ -1,0 +1,93 @@
+"""What the names of a zoo reach: the roots that a collection keeps and a check wants whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from blockzoo.errors import DamagedError
+from blockzoo.records import Block, Model
+from blockzoo.store.objects import Objects
+from blockzoo.store.refs import Refs
+
+
+@dataclass
+class Reach:
+    """Everything reachable, and from where.
+
+    Parameters
+    ----------
+    names : dict of (folder, digest) to set of str
+        For each reachable object, the ``name:tag`` of every model that needs it.
+    models, blocks : dict
+        The records, by digest.
+    unread : dict of (folder, digest) to DamagedError
+        Records that could not be read; what lies behind them is unknown.
+    """
+
+    names: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    models: dict[str, Model] = field(default_factory=dict)
+    blocks: dict[str, Block] = field(default_factory=dict)
+    unread: dict[tuple[str, str], DamagedError] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, int]:
+        """Bytes of each reachable tensor, by digest."""
+        sizes = {r.digest: r.nbytes for b in self.blocks.values() for r in b.tensors.values()}
+        for model in self.models.values():
+            for part in (p for recipe in model.files for p in recipe.parts):
+                if part.source == "tensor":
+                    sizes[part.digest] = part.size
+        return sizes
+
+
+def roots(refs: Refs) -> dict[str, set[str]]:
+    """The models that have a name now: digest to ``name:tag``."""
+    found: dict[str, set[str]] = {}
+    for ref in refs.all():
+        for tag, target in ref.tags.items():
+            found.setdefault(target.digest, set()).add(f"{ref.name}:{tag}")
+    return found
+
+
+def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:
+    """Follow models to their blocks, tensors, files and bases.
+
+    Parameters
+    ----------
+    objects : Objects
+    starts : dict of str to iterable of str
+        Model digests, and the names to record for each.
+    """
+    result = Reach()
+    for digest, names in starts.items():
+        _visit(objects, result, digest, set(names))
+    return result
+
+
+def _visit(objects: Objects, result: Reach, digest: str, names: set[str]) -> None:
+    def mark(folder: str, digest: str) -> bool:
+        seen = (folder, digest) in result.names
+        result.names.setdefault((folder, digest), set()).update(names)
+        return seen
+
+    mark("models", digest)
+    try:
+        model = result.models[digest] = result.models.get(digest) or objects.model(digest)
+    except DamagedError as error:
+        result.unread["models", digest] = error
+        return
+    for part in (part for recipe in model.files for part in recipe.parts):
+        if part.source != "bytes":
+            mark("tensors" if part.source == "tensor" else "files", part.digest)
+    for block in (b for hop in model.chain for b in (hop.block, *hop.adapters) if b):
+        mark("blocks", block)
+        try:
+            record = result.blocks[block] = result.blocks.get(block) or objects.block(block)
+        except DamagedError as error:
+            result.unread["blocks", block] = error
+            continue
+        for ref in record.tensors.values():
+            mark("tensors", ref.digest)
+    if model.base:
+        _visit(objects, result, model.base, names)

@@ -1,0 +1,243 @@
+"""Writing to the zoo: objects first, each whole or absent; the ref last.
+
+A `Session` owns a folder under ``tmp/`` and a lock in it that tells the living from the dead.
+Objects that are already there are not written again, but *touched*, which keeps a collection
+that runs at the same time from taking them (`collect`). `commit` makes sure once more that all
+is there, flushes the folders, and only then may a ref be moved. Whatever the caller does, a
+session that does not commit leaves at most objects that nothing refers to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from blockzoo.codecs import raw, zstd
+from blockzoo.errors import LockedError, SourceError
+from blockzoo.records import Block, Model
+from blockzoo.store import durable
+from blockzoo.store.layout import Layout
+from blockzoo.store.objects import LARGEST_COMPRESSED, Objects
+from blockzoo.tensors import TensorInfo, bytes_digest, tensor_digest, tensor_hasher
+
+_CHUNK = 4 << 20  # bytes copied at a time
+_FLUSH_AT_ONCE = 4 << 20  # bytes; smaller files are flushed together at the end
+_COMPRESS_FROM = 1 << 10  # bytes
+_INLINE = 192  # bytes; below this a literal costs less in the recipe than as an object
+
+
+class Session:
+    """One writer. Its methods may be called from several threads.
+
+    Parameters
+    ----------
+    objects : Objects
+    distrust : set of (folder, digest), optional
+        Objects to write anew even though a file stands in their place (`repair`).
+    """
+
+    def __init__(self, objects: Objects, distrust: Iterable[tuple[str, str]] = ()) -> None:
+        self.objects = objects
+        self.layout: Layout = objects.layout
+        self.distrust = set(distrust)
+        self.folder = self.layout.tmp / uuid.uuid4().hex
+        self._used: set[tuple[str, str]] = set()
+        self._written: set[tuple[str, str]] = set()
+        self._pending: dict[tuple[str, str], tuple[Path, Path]] = {}
+        self._guard = threading.Lock()
+
+    def __enter__(self) -> Session:
+        self.folder.mkdir(parents=True)
+        self._lock = FileLock(self.folder / "lock")
+        self._lock.acquire(timeout=0)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def tensor(self, info: TensorInfo, data: memoryview) -> tuple[str, int]:
+        """Keep a tensor.
+
+        Parameters
+        ----------
+        info : TensorInfo
+        data : memoryview
+            Its bytes; may be a view of a mapped file, and is never held in memory whole.
+
+        Returns
+        -------
+        digest : str
+        new_bytes : int
+            The tensor's bytes where it was not in the zoo before, else 0.
+        """
+        digest = tensor_digest(info, data)
+        if self._has("tensors", digest, raw.size(info)):
+            return digest, 0
+        hasher = tensor_hasher(info)
+        staged = self._stage()
+        with open(staged, "wb", buffering=0) as file:
+            _write(file.fileno(), raw.header(info))
+            for start in range(0, len(data), _CHUNK):
+                chunk = bytes(data[start : start + _CHUNK])  # what is hashed is what is written
+                hasher.update(chunk)
+                _write(file.fileno(), chunk)
+        if hasher.hexdigest() != digest:
+            raise SourceError("the file was changed while it was being read", hint="run it again")
+        first = self._place("tensors", digest, raw.SUFFIX, staged, info.nbytes)
+        return digest, info.nbytes if first else 0
+
+    def file(self, data: memoryview) -> str:
+        """Keep some bytes as a file object, compressed where that helps; returns the digest."""
+        digest = bytes_digest(data)
+        if self._has("files", digest):
+            return digest
+        staged, suffix = self._stage(), ""
+        if _COMPRESS_FROM <= len(data) <= LARGEST_COMPRESSED:
+            packed = zstd.encode(data)
+            if len(packed) < len(data) * 0.9:
+                data, suffix = memoryview(packed), zstd.SUFFIX
+        with open(staged, "wb", buffering=0) as file:
+            for start in range(0, len(data), _CHUNK):
+                _write(file.fileno(), data[start : start + _CHUNK])
+        self._place("files", digest, suffix, staged, len(data))
+        return digest
+
+    def block(self, block: Block) -> str:
+        """Keep a block's record; its tensors must have been kept before."""
+        return self._record("blocks", block.digest, block.encoded)
+
+    def model(self, model: Model) -> str:
+        """Keep a model's record; its blocks, files and tensors must have been kept before."""
+        return self._record("models", model.digest, model.encoded)
+
+    def inline(self, data: memoryview) -> bool:
+        """Whether a literal is short enough to stand in the recipe itself."""
+        return len(data) <= _INLINE
+
+    def commit(self) -> bool:
+        """Bring everything to the disk.
+
+        Returns
+        -------
+        bool
+            False where an object that this session relied on has been collected meanwhile:
+            then nothing may refer to it, and the caller begins again.
+        """
+        pending, self._pending = self._pending, {}
+        for staged, _ in pending.values():
+            durable.flush_file(staged)
+        for staged, place in pending.values():
+            self._move(staged, place)
+        present = all(self.objects.find(*key) for key in self._used)
+        for shard in {self.layout.shard(*key) for key in self._used} if present else ():
+            durable.flush_folder(shard)
+        for folder in {folder for folder, _ in self._used}:
+            durable.flush_folder(self.layout.root / folder)
+        durable.flush_folder(self.layout.root)
+        return present
+
+    def _record(self, folder: str, digest: str, encoded: bytes) -> str:
+        if not self._has(folder, digest, len(encoded)):
+            staged = self._stage()
+            staged.write_bytes(encoded)
+            self._place(folder, digest, ".json", staged, len(encoded))
+        return digest
+
+    def _has(self, folder: str, digest: str, size: int | None = None) -> bool:
+        """Whether an object is there (then it is touched), or on its way in this session."""
+        key = (folder, digest)
+        with self._guard:
+            self._used.add(key)
+            if key in self._pending:
+                return True
+        if key in self.distrust:
+            return False
+        path = self.objects.find(folder, digest)
+        if path is None:
+            return False
+        try:
+            os.utime(path)
+            return size is None or path.stat().st_size == size
+        except (FileNotFoundError, PermissionError):
+            return False  # collected just now, or another user's to touch: write our own
+
+    def _stage(self) -> Path:
+        return self.folder / uuid.uuid4().hex
+
+    def _place(self, folder: str, digest: str, suffix: str, staged: Path, size: int) -> bool:
+        """Move a written file to its place, now or at `commit`; False if this was done before."""
+        key, place = (folder, digest), self.layout.shard(folder, digest) / (digest + suffix)
+        with self._guard:
+            first = key not in self._written
+            self._written.add(key)
+            self.distrust.discard(key)
+            if size < _FLUSH_AT_ONCE:
+                self._pending[key] = staged, place
+                return first
+        durable.flush_file(staged)
+        self._move(staged, place)
+        return first
+
+    def _move(self, staged: Path, place: Path) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.chmod(staged, 0o444)
+        os.replace(staged, place)
+
+
+def _write(fd: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def alive(folder: Path) -> bool:
+    """Whether the session that owns a folder under ``tmp/`` is still running."""
+    lock = folder / "lock"
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+class NameLock:
+    """Keeps two ingests of one name apart; refs are safe without it.
+
+    Raises
+    ------
+    LockedError
+        On entry, where somebody else holds it.
+    """
+
+    def __init__(self, layout: Layout, name: str) -> None:
+        self.name = name
+        locks = layout.tmp / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(locks / f"{bytes_digest(name.encode())[:16]}.lock")
+
+    def __enter__(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise LockedError(
+                f"another process is ingesting {self.name!r} right now",
+                hint="wait for it, or take another --name",
+            ) from None
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
