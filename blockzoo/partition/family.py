@@ -6,7 +6,7 @@ modules). The families themselves are listed in `families.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,35 @@ class Sublayer:
     ops: tuple[str, ...]
     post_norm: str | None = None
     stored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RopeDefaults:
+    """How a family's rotary parameters are given where ``rope_parameters`` is not.
+
+    Parameters
+    ----------
+    theta : float
+        The base wavelength where none is given.
+    theta_key : str
+        The config key that older versions give it under.
+    partial_key : str
+        Likewise for the fraction of a head that is rotated.
+    partial : float, optional
+        That fraction where none is given; None leaves it out.
+    local_theta : float, optional
+        Where sliding layers have rotary parameters of their own, their base wavelength
+        (``rope_local_base_freq`` in older versions).
+    renamed : dict
+        Rope types that transformers takes for others.
+    """
+
+    theta: float = 10000.0
+    theta_key: str = "rope_theta"
+    partial_key: str = "partial_rotary_factor"
+    partial: float | None = None
+    local_theta: float | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,8 +99,27 @@ class Family:
         ``config -> list of str``: which attention each layer has where the config does not
         say so itself.
     shapes : dict
-        Expected shapes: local tensor name to config expressions, such as
-        ``{"self_attn.q_proj.weight": ("num_attention_heads*head_dim", "hidden_size")}``.
+        Expected tensors of a layer: local name to shape, each dimension a sum of products of
+        config values, such as ``"num_attention_heads*head_dim"`` or ``"2*intermediate_size"``
+        (``checks.py`` reads them).
+    outer_shapes : dict
+        Likewise for the tensors outside the layers, by their full names.
+    only_if : dict
+        Which of the expected tensors exist only under a condition: end of the name to config
+        values that must hold.
+    experts : str
+        The config value that says over how many a ``*`` in an expected name runs.
+    defaults : dict
+        What transformers takes for config values that are not given, of those that change the
+        result.
+    aliases : dict
+        Config keys that transformers takes for others.
+    renames : dict
+        Starts of tensor names that transformers reads as others.
+    rope : RopeDefaults, optional
+        How rotary parameters are found in older configs; None without rotary positions.
+    ignored : tuple of str
+        Ends of tensor names that transformers leaves out when it loads (buffers of old versions).
     """
 
     name: str
@@ -85,5 +133,18 @@ class Family:
     positions: str | None = None
     project: str | None = None
     cache_argument: str = "past_key_values"
-    layer_types: Any = None
+    layer_types: Callable[[Mapping[str, Any]], list[str]] | None = None
     shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    outer_shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    only_if: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    experts: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    renames: Mapping[str, str] = field(default_factory=dict)
+    rope: RopeDefaults | None = None
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def base_prefix(self) -> str:
+        """What a causal LM's names have before those of the bare model: ``"model."``."""
+        return self.root.split(".", 1)[0] + "."
