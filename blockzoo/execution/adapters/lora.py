@@ -1,0 +1,116 @@
+"""LoRA on linear layers and embeddings, and DoRA (arXiv 2402.09353), as PEFT computes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from blockzoo.errors import UnservableError
+from blockzoo.execution.adapters.leaf import Forward, Target
+from blockzoo.execution.binding import Attachment
+from blockzoo.execution.fused import Fused, derived_key
+from blockzoo.execution.tensors import TensorSource
+from blockzoo.tensors import TensorRef
+
+
+def attach_lora(target: Target) -> Attachment:
+    """The attachment for one leaf of a LoRA adapter."""
+    rank, alpha = target.facts["rank"], target.facts["alpha"]
+    scaling = alpha / math.sqrt(rank) if target.config.get("use_rslora") else alpha / rank
+    if isinstance(target.leaf, nn.Embedding):
+        forward = type(target.leaf).forward
+        if forward is not nn.Embedding.forward and not hasattr(target.leaf, "embed_scale"):
+            # OPT's position table shifts its input, and PEFT's lookup would not
+            raise UnservableError(f"the adapter is on {target.path}, which is no plain embedding")
+        return EmbeddingLora(target, scaling)
+    target.check_linear()
+    return LinearLora(target, scaling)
+
+
+class _Lora:
+    """What both kinds of leaf share: the tensors, and DoRA's ratio of magnitudes."""
+
+    def __init__(self, target: Target, scaling: float, names: tuple[str, str]) -> None:
+        self._base: Forward = target.base
+        self._scaling = scaling
+        self._a_ref, self._b_ref = (target.tensor(name) for name in names)
+        self._bias_ref = target.optional("lora_B.bias")
+        self._ratio_of: Fused | None = None
+        if target.config.get("use_dora"):
+            magnitude = target.tensor("lora_magnitude_vector.weight", "lora_magnitude_vector")
+            parts = (target.weight(), self._a_ref, self._b_ref, magnitude)
+            transposed = target.stored_transposed or isinstance(target.leaf, nn.Embedding)
+            build = _Ratio(scaling, transposed, isinstance(target.leaf, nn.Embedding))
+            key = derived_key(f"dora:{scaling!r}:{transposed}", parts)
+            self._ratio_of = Fused(key, parts, build)
+
+    def refs(self) -> Iterable[TensorRef]:
+        found = [self._a_ref, self._b_ref]
+        found += [self._bias_ref] if self._bias_ref is not None else []
+        return found + (list(self._ratio_of.parts) if self._ratio_of is not None else [])
+
+    def load(self, source: TensorSource) -> None:
+        self._a = source.tensor(self._a_ref)
+        self._b = source.tensor(self._b_ref)
+        self._bias = source.tensor(self._bias_ref) if self._bias_ref is not None else None
+        self._ratio = self._ratio_of.get(source) if self._ratio_of is not None else None
+
+
+class LinearLora(_Lora):
+    """``base(x) + B A x · scaling``; with DoRA the columns of W + BA get learned lengths."""
+
+    def __init__(self, target: Target, scaling: float) -> None:
+        super().__init__(target, scaling, ("lora_A.weight", "lora_B.weight"))
+        self._leaf: Any = target.leaf
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        result = self._base(x)
+        low = functional.linear(x, self._a)
+        update = functional.linear(low, self._b, self._bias)
+        if self._ratio is None:
+            return result + update * self._scaling
+        bias = self._leaf.bias
+        plain = result if bias is None else result - bias
+        return result + (self._ratio - 1) * plain + self._ratio * update * self._scaling
+
+
+class EmbeddingLora(_Lora):
+    """The same for a table: A (rank, rows) is looked up, B (width, rank) widens."""
+
+    def __init__(self, target: Target, scaling: float) -> None:
+        super().__init__(target, scaling, ("lora_embedding_A", "lora_embedding_B"))
+        # Gemma's embeddings scale their output, and so must the update be
+        self._scale: torch.Tensor | None = getattr(target.leaf, "embed_scale", None)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        result = self._base(x)
+        update = functional.embedding(x, self._a.T) @ self._b.T
+        if self._ratio is not None:
+            update = self._ratio * update
+        update = update * self._scaling
+        if self._scale is not None:
+            update = update * self._scale.to(update.dtype)
+        if self._ratio is not None:
+            result = self._ratio * result
+        return result + update
+
+
+class _Ratio:
+    """DoRA's learned lengths over the lengths that W + scaling·BA has."""
+
+    def __init__(self, scaling: float, transposed: bool, embedding: bool) -> None:
+        self._scaling = scaling
+        self._transposed = transposed
+        self._embedding = embedding
+
+    def __call__(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        weight, a, b, magnitude = parts
+        if self._transposed:
+            weight = weight.T
+        norm = torch.linalg.norm(weight + self._scaling * (b @ a), dim=1).to(weight.dtype)
+        return magnitude.flatten() / norm

@@ -1,0 +1,103 @@
+"""A block's tensors put into its executor for one call.
+
+Made once for each hop; binding is then one dictionary write for each tensor. Adapters ride on
+the executor's leaves: an `Attachment` takes the place of a leaf's ``forward`` and calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from blockzoo.errors import UnservableError
+from blockzoo.execution.fused import Fused
+from blockzoo.execution.tensors import TensorSource
+from blockzoo.tensors import TensorRef
+
+#: what a parameter is bound to
+Source = TensorRef | Fused
+
+
+class Attachment(Protocol):
+    """An adapter on one leaf: computes what the leaf would, and the adapter's part."""
+
+    def refs(self) -> Iterable[TensorRef]:
+        """The adapter's tensors."""
+        ...
+
+    def load(self, source: TensorSource) -> None:
+        """Fetch the tensors for the next call."""
+        ...
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The leaf's output with the adapter applied."""
+        ...
+
+
+class Binding:
+    """One block on its executor.
+
+    Parameters
+    ----------
+    slots : mapping
+        The executor's parameter slots.
+    parameters : mapping of str to TensorRef or Fused
+        What each slot is bound to.
+    attachments : sequence of (nn.Module, Attachment)
+        The leaf and what stands before it; for a leaf named twice, the last one counts.
+    """
+
+    def __init__(
+        self,
+        slots: Mapping[str, tuple[dict[str, Any], str]],
+        parameters: Mapping[str, Source],
+        attachments: Iterable[tuple[nn.Module, Attachment]] = (),
+    ) -> None:
+        self._plain: list[tuple[dict[str, Any], str, TensorRef]] = []
+        self._fused: list[tuple[dict[str, Any], str, Fused]] = []
+        for name, (owner, key) in slots.items():
+            bound = parameters[name]
+            if isinstance(bound, Fused):
+                self._fused.append((owner, key, bound))
+            else:
+                self._plain.append((owner, key, bound))
+        self._attachments = [(leaf.__dict__, attached) for leaf, attached in attachments]
+
+    @contextmanager
+    def bound(self, source: TensorSource) -> Iterator[None]:
+        """The executor holds this block's tensors inside."""
+        tensor = source.tensor
+        for owner, key, ref in self._plain:
+            owner[key] = tensor(ref)
+        for owner, key, fused in self._fused:
+            owner[key] = fused.get(source)
+        try:
+            for leaf, attached in self._attachments:
+                attached.load(source)
+                leaf["forward"] = attached
+            yield
+        finally:
+            for leaf, _ in self._attachments:
+                leaf.pop("forward", None)
+
+    def refs(self) -> Iterator[TensorRef]:
+        """Every tensor used here."""
+        for _, _, ref in self._plain:
+            yield ref
+        for _, _, fused in self._fused:
+            yield from fused.parts
+        for _, attached in self._attachments:
+            yield from attached.refs()
+
+
+def missing_tensors(names: Iterable[str]) -> UnservableError:
+    """The error for parameters that no tensor of the checkpoint fills."""
+    listed = ", ".join(sorted(names))
+    return UnservableError(
+        f"the checkpoint has no tensor for {listed}",
+        hint="transformers would make them up at random; ingest a complete checkpoint",
+    )

@@ -1,0 +1,202 @@
+"""A model as a chain of blocks that runs.
+
+The runtime calls `RunnableChain` for each step of a tenant's batch; certification runs whole
+texts through it. It keeps no weights: each hop takes its tensors from the `TensorSource` when
+its turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from blockzoo.errors import UnservableError, UsageError
+from blockzoo.execution.binding import Binding
+from blockzoo.execution.compile import Compiled, compile_chain
+from blockzoo.execution.executor import EXECUTORS, Executors
+from blockzoo.execution.modules import configuration
+from blockzoo.execution.tensors import TensorSource
+from blockzoo.records import Block, Model
+from blockzoo.tensors import TensorRef
+
+
+class RunnableChain:
+    """Runs one model.
+
+    Parameters
+    ----------
+    model : Model
+        A causal LM, or an adapter attached to one.
+    blocks : mapping of str to Block
+        By digest: every block of the chain, adapter blocks too.
+    config : mapping
+        The model's config.json; for an adapter, its base's.
+    tensors : TensorSource
+        Where the chain's tensors come from, in compute dtype and device.
+    executors : Executors, optional
+        The process's by default.
+
+    Raises
+    ------
+    UnservableError
+        Where the model cannot be run exactly; the message names why.
+
+    Notes
+    -----
+    Calls take turns: executors are shared by all chains of a process.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        blocks: Mapping[str, Block],
+        config: Mapping[str, Any],
+        tensors: TensorSource,
+        *,
+        executors: Executors = EXECUTORS,
+    ) -> None:
+        self._tensors = tensors
+        self._executors = executors
+        if model.detached:
+            raise UnservableError(
+                f"an adapter cannot be run without its base {model.wants!r}",
+                hint=f"ingest the base, then the adapter again with --base {model.wants}",
+            )
+        with executors.lock:
+            self._compiled: Compiled = compile_chain(model, blocks, executors)
+        family = self._compiled.family
+        self._config = configuration(config.get("model_type", family.model_types[0]), config)
+        self._longrope_limit = _longrope_limit(self._config)
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many tokens fit before a learned position table ends; None where there is none.
+
+        Virtual tokens of an adapter are already taken off.
+        """
+        return self._compiled.max_positions
+
+    def refs(self) -> Iterator[TensorRef]:
+        """Every tensor that a call uses, adapters' too; one may come up more than once."""
+        for binding in self._bindings():
+            yield from binding.refs()
+        prefix = self._compiled.virtual
+        if prefix is not None:
+            yield from prefix.refs()
+
+    def _bindings(self) -> Iterator[Binding]:
+        yield self._compiled.embedding
+        for hop in self._compiled.hops:
+            yield hop.binding
+        yield self._compiled.head
+
+    def new_cache(self) -> Any:
+        """An empty cache, transformers' `DynamicCache` with the layers this model needs."""
+        from transformers import DynamicCache
+
+        virtual = self._compiled.virtual
+        if virtual is not None and virtual.plain_cache:
+            return DynamicCache()
+        return DynamicCache(config=self._config)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        cache: Any = None,
+        *,
+        logits_to_keep: int = 1,
+    ) -> torch.Tensor:
+        """Run tokens through the chain.
+
+        Parameters
+        ----------
+        input_ids : torch.Tensor
+            (B, T) int64: the tokens not yet in the cache.
+        attention_mask : torch.Tensor, optional
+            (B, past + T): 1 for tokens, 0 for padding on the left. Positions count the tokens,
+            as in transformers' ``generate``. An adapter's virtual tokens are not in it.
+        cache : transformers' Cache, optional
+            From `new_cache`; grows by T. None: none is kept.
+        logits_to_keep : int
+            The logits of how many last positions are wanted; 0 for all T.
+
+        Returns
+        -------
+        torch.Tensor
+            Logits (B, kept, V), float32.
+
+        Raises
+        ------
+        UsageError
+            Where the text is longer than the model's learned positions.
+        """
+        virtual = self._compiled.virtual
+        if cache is None and virtual is not None and virtual.needs_cache:
+            cache = self.new_cache()
+        with torch.no_grad(), self._executors.lock:
+            return self._run(input_ids, attention_mask, cache, logits_to_keep)
+
+    __call__ = forward
+
+    def _run(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: Any,
+        logits_to_keep: int,
+    ) -> torch.Tensor:
+        compiled, tensors = self._compiled, self._tensors
+        batch, length = input_ids.shape
+        past = cache.get_seq_length() if cache is not None else 0
+        prompt = None
+        positions: torch.Tensor | None
+        virtual = compiled.virtual
+        # tokens of the text in the cache, without an adapter's
+        past_text = past - virtual.tokens if virtual is not None and past else past
+        self._check_length(past_text, length)
+        if attention_mask is None:
+            positions = torch.arange(past_text, past_text + length, device=input_ids.device)[None]
+        else:
+            positions = attention_mask.long().cumsum(-1) - 1
+            positions = positions.masked_fill(attention_mask == 0, 0)[:, -length:]
+        if virtual is not None:
+            attention_mask, positions, prompt = virtual.prepare(
+                tensors, batch, past, attention_mask, positions, cache
+            )
+        with compiled.embedding.bound(tensors):
+            context = compiled.backbone.run(input_ids, attention_mask, positions, cache, prompt)
+        hidden = context.hidden
+        for hop in compiled.hops:
+            with hop.binding.bound(tensors):
+                hidden = hop.executor.run(hidden, hop.depth, context.arguments[hop.layer_type])
+        kept = logits_to_keep or length
+        with compiled.head.bound(tensors):
+            return compiled.tail.run(hidden[:, -kept:]).float()
+
+    def _check_length(self, past: int, length: int) -> None:
+        most = self.max_positions
+        if most is not None and past + length > most:
+            raise UsageError(
+                f"the text has {past + length} tokens, but the model's learned "
+                f"positions end at {most}",
+                hint="shorten the prompt or ask for fewer new tokens",
+            )
+        limit = self._longrope_limit
+        if limit is not None and 0 < past <= limit < past + length:
+            raise UnservableError(
+                f"the text grows past {limit} tokens, where this model changes its rotary "
+                "factors and what the cache holds no longer fits",
+                hint="start again with the whole text in one call",
+            )
+
+
+def _longrope_limit(config: Any) -> int | None:
+    """Up to how many tokens a longrope model uses its short factors; None for other models."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    limit = rope.get("original_max_position_embeddings")
+    return int(limit) if limit is not None else None
