@@ -16,7 +16,7 @@ from blockzoo.errors import UnservableError, UsageError
 from blockzoo.execution.binding import Binding
 from blockzoo.execution.compile import Compiled, compile_chain
 from blockzoo.execution.executor import EXECUTORS, Executors
-from blockzoo.execution.modules import configuration
+from blockzoo.execution.modules import configuration, family_of
 from blockzoo.execution.tensors import TensorSource
 from blockzoo.records import Block, Model
 from blockzoo.tensors import TensorRef
@@ -64,10 +64,11 @@ class RunnableChain:
                 f"an adapter cannot be run without its base {model.wants!r}",
                 hint=f"ingest the base, then the adapter again with --base {model.wants}",
             )
-        with executors.lock:
-            self._compiled: Compiled = compile_chain(model, blocks, executors)
-        family = self._compiled.family
+        family = family_of(blocks[model.chain[0].block].spec)
         self._config = configuration(config.get("model_type", family.model_types[0]), config)
+        with executors.lock:
+            layers = self._config.num_hidden_layers
+            self._compiled: Compiled = compile_chain(model, blocks, layers, executors)
         self._longrope_limit = _longrope_limit(self._config)
 
     @property
@@ -171,7 +172,7 @@ class RunnableChain:
         hidden = context.hidden
         for hop in compiled.hops:
             with hop.binding.bound(tensors):
-                hidden = hop.executor.run(hidden, hop.depth, context.arguments[hop.layer_type])
+                hidden = hop.executor.run(hidden, hop.depth, context.of(hop.layer_type))
         kept = logits_to_keep or length
         with compiled.head.bound(tensors):
             return compiled.tail.run(hidden[:, -kept:]).float()

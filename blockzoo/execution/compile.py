@@ -57,7 +57,9 @@ class Compiled:
     virtual: VirtualTokens | None = None
 
 
-def compile_chain(model: Model, blocks: Mapping[str, Block], executors: Executors) -> Compiled:
+def compile_chain(
+    model: Model, blocks: Mapping[str, Block], layers: int, executors: Executors
+) -> Compiled:
     """Find each hop's executor, tensors and adapters.
 
     Parameters
@@ -65,6 +67,8 @@ def compile_chain(model: Model, blocks: Mapping[str, Block], executors: Executor
     model : Model
     blocks : mapping of str to Block
         By digest, adapter blocks too.
+    layers : int
+        How many the config says to run; a checkpoint may keep more.
     executors : Executors
 
     Raises
@@ -75,24 +79,27 @@ def compile_chain(model: Model, blocks: Mapping[str, Block], executors: Executor
     first, *middle, last = model.chain
     family = family_of(blocks[first.block].spec)
     named = _named(model, blocks)
-    depths = {_depth(hop) for hop in middle}
     types: list[str | None] = []
     hops = []
     for hop in middle:
-        block = blocks[hop.block]
+        block, depth = blocks[hop.block], _depth(hop)
+        if depth >= layers:
+            continue
         layer_type = block.spec.get("layer", {}).get("layer_type")
-        types += [] if layer_type in types else [layer_type]
+        if block.kind in ("attention", "layer") and layer_type not in types:
+            types.append(layer_type)
         executor = executors.layer(block.kind, block.spec)
-        parameters = _layer_parameters(executor, block)
-        binding = _bind(executor, parameters, hop, blocks)
-        hops.append(CompiledHop(executor, binding, _depth(hop), layer_type))
+        binding = _bind(executor, _layer_parameters(executor, block), hop, blocks)
+        hops.append(CompiledHop(executor, binding, depth, layer_type))
+    if absent := set(range(layers)) - {hop.depth for hop in hops}:
+        raise missing_tensors(f"layer {depth}" for depth in absent)
     backbone = executors.backbone(blocks[first.block].spec, types)
     tail = executors.head(blocks[last.block].spec)
     embedding = _bind(backbone, _full_parameters(backbone, named), first, blocks)
     head = _bind(tail, _full_parameters(tail, named), last, blocks)
     virtual = None
     for digest in first.adapters:
-        virtual = virtual_tokens(blocks[digest], family.name, len(depths)) or virtual
+        virtual = virtual_tokens(blocks[digest], family.name, layers) or virtual
     most = _positions(backbone, named)
     if most is not None and virtual is not None:
         most -= virtual.tokens

@@ -36,6 +36,10 @@ class Context:
     hidden: torch.Tensor
     arguments: Mapping[str | None, Mapping[str, Any]]
 
+    def of(self, layer_type: str | None) -> Mapping[str, Any]:
+        """The arguments of one kind of attention; none for blocks that have no attention."""
+        return self.arguments.get(layer_type, {})
+
 
 class Backbone:
     """The executor of embedding blocks.
@@ -73,7 +77,11 @@ class Backbone:
             for name in self.slots
         }
         self.tokens = submodule(self.model, family.tokens)
-        self._rotary = [m for m in self.model.modules() if hasattr(m, "original_max_seq_len")]
+        self._dynamic = [
+            (module.__dict__, dict(module.__dict__), module._buffers, dict(module._buffers))
+            for module in self.model.modules()
+            if "dynamic" in str(getattr(module, "rope_type", ""))
+        ]
 
     def run(
         self,
@@ -97,9 +105,10 @@ class Backbone:
         prompt : torch.Tensor, optional
             (P, width of the embedding): virtual tokens to put before the others.
         """
-        for rotary in self._rotary:
+        for state, first_state, buffers, first_buffers in self._dynamic:
             # dynamic scaling remembers the longest text it saw, which may be another tenant's
-            rotary.max_seq_len_cached = rotary.original_max_seq_len
+            state.update(first_state)
+            buffers.update(first_buffers)
         given: dict[str, Any] = {"input_ids": input_ids}
         if prompt is not None:
             tokens = self.tokens(input_ids)

@@ -89,7 +89,7 @@ class LayerExecutor:
         if self._sublayer is None:
             out: torch.Tensor = self.layer(hidden, **arguments)
             return out
-        update = self._norm(hidden)
+        update: torch.Tensor = self._norm(hidden)
         for op in self._ops:
             if self._sublayer.kind == "attention" and op is self._ops[0]:
                 given = {k: v for k, v in arguments.items() if k not in _NOT_FOR_ATTENTION}

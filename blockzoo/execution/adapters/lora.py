@@ -45,7 +45,7 @@ class _Lora:
             magnitude = target.tensor("lora_magnitude_vector.weight", "lora_magnitude_vector")
             parts = (target.weight(), self._a_ref, self._b_ref, magnitude)
             transposed = target.stored_transposed or isinstance(target.leaf, nn.Embedding)
-            build = _Ratio(scaling, transposed, isinstance(target.leaf, nn.Embedding))
+            build = _Ratio(scaling, transposed)
             key = derived_key(f"dora:{scaling!r}:{transposed}", parts)
             self._ratio_of = Fused(key, parts, build)
 
@@ -74,9 +74,10 @@ class LinearLora(_Lora):
         update = functional.linear(low, self._b, self._bias)
         if self._ratio is None:
             return result + update * self._scaling
-        bias = self._leaf.bias
+        bias: torch.Tensor | None = self._leaf.bias
         plain = result if bias is None else result - bias
-        return result + (self._ratio - 1) * plain + self._ratio * update * self._scaling
+        update = (self._ratio - 1) * plain + self._ratio * update * self._scaling
+        return result + update
 
 
 class EmbeddingLora(_Lora):
@@ -103,14 +104,13 @@ class EmbeddingLora(_Lora):
 class _Ratio:
     """DoRA's learned lengths over the lengths that W + scaling·BA has."""
 
-    def __init__(self, scaling: float, transposed: bool, embedding: bool) -> None:
+    def __init__(self, scaling: float, transposed: bool) -> None:
         self._scaling = scaling
         self._transposed = transposed
-        self._embedding = embedding
 
     def __call__(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         weight, a, b, magnitude = parts
         if self._transposed:
             weight = weight.T
-        norm = torch.linalg.norm(weight + self._scaling * (b @ a), dim=1).to(weight.dtype)
+        norm: torch.Tensor = torch.linalg.norm(weight + self._scaling * (b @ a), dim=1)
         return magnitude.flatten() / norm

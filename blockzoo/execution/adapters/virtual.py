@@ -7,7 +7,7 @@ from a prefix; with a prompt it leaves counting to the model, which then counts 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -144,7 +144,7 @@ def virtual_tokens(adapter: Block, family: str, layers: int) -> VirtualTokens | 
     ref = adapter.tensors.get("prompt_embeddings")
     if ref is None:
         raise UnservableError("the adapter has no prompt_embeddings")
-    return _MAKERS[kind](ref, facts, family, layers)
+    return _MAKERS[str(kind)](ref, facts, family, layers)
 
 
 def _facts(adapter: Block) -> Mapping[str, Any]:
@@ -163,4 +163,10 @@ def _prefix(ref: TensorRef, facts: Mapping[str, Any], family: str, layers: int) 
     return Prefix(ref, layers, facts["num_attention_heads"], not family.startswith("gemma"))
 
 
-_MAKERS = {"prefix_tuning": _prefix, "prompt_tuning": _prompt, "p_tuning": _prompt}
+_Maker = Callable[[TensorRef, Mapping[str, Any], str, int], VirtualTokens]
+
+_MAKERS: dict[str, _Maker] = {
+    "prefix_tuning": _prefix,
+    "prompt_tuning": _prompt,
+    "p_tuning": _prompt,
+}
