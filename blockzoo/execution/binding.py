@@ -30,7 +30,7 @@ class Attachment(Protocol):
         ...
 
     def load(self, source: TensorSource) -> None:
-        """Fetch the tensors for the next call."""
+        """Take the tensors of the next call from there."""
         ...
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,25 +57,25 @@ class Binding:
         parameters: Mapping[str, Source],
         attachments: Iterable[tuple[nn.Module, Attachment]] = (),
     ) -> None:
-        self._plain: list[tuple[dict[str, Any], str, TensorRef]] = []
-        self._fused: list[tuple[dict[str, Any], str, Fused]] = []
+        self._plain: list[tuple[dict[str, Any], str, TensorRef, Any]] = []
+        self._fused: list[tuple[dict[str, Any], str, Fused, Any]] = []
         for name, (owner, key) in slots.items():
             bound = parameters[name]
             if isinstance(bound, Fused):
-                self._fused.append((owner, key, bound))
+                self._fused.append((owner, key, bound, owner[key]))
             else:
-                self._plain.append((owner, key, bound))
+                self._plain.append((owner, key, bound, owner[key]))
         self._attachments = [(leaf.__dict__, attached) for leaf, attached in attachments]
 
     @contextmanager
     def bound(self, source: TensorSource) -> Iterator[None]:
-        """The executor holds this block's tensors inside."""
+        """The executor holds this block's tensors inside, and none outside."""
         tensor = source.tensor
-        for owner, key, ref in self._plain:
-            owner[key] = tensor(ref)
-        for owner, key, fused in self._fused:
-            owner[key] = fused.get(source)
         try:
+            for owner, key, ref, _ in self._plain:
+                owner[key] = tensor(ref)
+            for owner, key, fused, _ in self._fused:
+                owner[key] = fused.get(source)
             for leaf, attached in self._attachments:
                 attached.load(source)
                 leaf["forward"] = attached
@@ -83,12 +83,17 @@ class Binding:
         finally:
             for leaf, _ in self._attachments:
                 leaf.pop("forward", None)
+            # so that what the source lets go of is freed
+            for owner, key, _, empty in self._plain:
+                owner[key] = empty
+            for owner, key, _, empty in self._fused:
+                owner[key] = empty
 
     def refs(self) -> Iterator[TensorRef]:
         """Every tensor used here."""
-        for _, _, ref in self._plain:
+        for _, _, ref, _ in self._plain:
             yield ref
-        for _, _, fused in self._fused:
+        for _, _, fused, _ in self._fused:
             yield from fused.parts
         for _, attached in self._attachments:
             yield from attached.refs()

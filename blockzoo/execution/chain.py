@@ -69,7 +69,7 @@ class RunnableChain:
         with executors.lock:
             layers = self._config.num_hidden_layers
             self._compiled: Compiled = compile_chain(model, blocks, layers, executors)
-        self._longrope_limit = _longrope_limit(self._config)
+        self._recompute_after = _longrope_limit(self._config)
 
     @property
     def max_positions(self) -> int | None:
@@ -78,6 +78,15 @@ class RunnableChain:
         Virtual tokens of an adapter are already taken off.
         """
         return self._compiled.max_positions
+
+    @property
+    def recompute_after(self) -> int | None:
+        """The length past which a cache filled before no longer fits; None for most models.
+
+        Longrope models change their rotary factors there. A text that grows past it is to be
+        run whole, in one call with a new cache, as transformers' ``generate`` does.
+        """
+        return self._recompute_after
 
     def refs(self) -> Iterator[TensorRef]:
         """Every tensor that a call uses, adapters' too; one may come up more than once."""
@@ -185,12 +194,12 @@ class RunnableChain:
                 f"positions end at {most}",
                 hint="shorten the prompt or ask for fewer new tokens",
             )
-        limit = self._longrope_limit
+        limit = self._recompute_after
         if limit is not None and 0 < past <= limit < past + length:
             raise UnservableError(
                 f"the text grows past {limit} tokens, where this model changes its rotary "
                 "factors and what the cache holds no longer fits",
-                hint="start again with the whole text in one call",
+                hint="run the whole text in one call with a new cache",
             )
 
 

@@ -24,12 +24,11 @@ class Scale:
         return (self._ref,)
 
     def load(self, source: TensorSource) -> None:
-        self._vector = source.tensor(self._ref).flatten()
+        self._source = source
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self._before:
-            return self._base(x * self._vector)
-        return self._base(x) * self._vector
+        vector = self._source.tensor(self._ref).flatten()
+        return self._base(x * vector) if self._before else self._base(x) * vector
 
 
 def attach_ia3(target: Target) -> Attachment:

@@ -39,7 +39,6 @@ class _Lora:
         self._base: Forward = target.base
         self._scaling = scaling
         self._a_ref, self._b_ref = (target.tensor(name) for name in names)
-        self._bias_ref = target.optional("lora_B.bias")
         self._ratio_of: Fused | None = None
         if target.config.get("use_dora"):
             magnitude = target.tensor("lora_magnitude_vector.weight", "lora_magnitude_vector")
@@ -50,33 +49,40 @@ class _Lora:
             self._ratio_of = Fused(key, parts, build)
 
     def refs(self) -> Iterable[TensorRef]:
-        found = [self._a_ref, self._b_ref]
-        found += [self._bias_ref] if self._bias_ref is not None else []
-        return found + (list(self._ratio_of.parts) if self._ratio_of is not None else [])
+        of_ratio = self._ratio_of.parts if self._ratio_of is not None else ()
+        return [self._a_ref, self._b_ref, *of_ratio]
 
     def load(self, source: TensorSource) -> None:
-        self._a = source.tensor(self._a_ref)
-        self._b = source.tensor(self._b_ref)
-        self._bias = source.tensor(self._bias_ref) if self._bias_ref is not None else None
-        self._ratio = self._ratio_of.get(source) if self._ratio_of is not None else None
+        self._source = source
+
+    def _ratio(self) -> torch.Tensor | None:
+        """DoRA's factor for each output, (width,); None for plain LoRA."""
+        return self._ratio_of.get(self._source) if self._ratio_of is not None else None
 
 
 class LinearLora(_Lora):
-    """``base(x) + B A x · scaling``; with DoRA the columns of W + BA get learned lengths."""
+    """``base(x) + B A x · scaling``; with DoRA the rows of W + BA get learned lengths."""
 
     def __init__(self, target: Target, scaling: float) -> None:
         super().__init__(target, scaling, ("lora_A.weight", "lora_B.weight"))
+        self._bias_ref = target.optional("lora_B.bias")
         self._leaf: Any = target.leaf
+
+    def refs(self) -> Iterable[TensorRef]:
+        return [*super().refs(), *([self._bias_ref] if self._bias_ref is not None else [])]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         result = self._base(x)
-        low = functional.linear(x, self._a)
-        update = functional.linear(low, self._b, self._bias)
-        if self._ratio is None:
+        tensor = self._source.tensor
+        low = functional.linear(x, tensor(self._a_ref))
+        own_bias = tensor(self._bias_ref) if self._bias_ref is not None else None
+        update = functional.linear(low, tensor(self._b_ref), own_bias)
+        ratio = self._ratio()
+        if ratio is None:
             return result + update * self._scaling
         bias: torch.Tensor | None = self._leaf.bias
         plain = result if bias is None else result - bias
-        update = (self._ratio - 1) * plain + self._ratio * update * self._scaling
+        update = (ratio - 1) * plain + ratio * update * self._scaling
         return result + update
 
 
@@ -90,14 +96,16 @@ class EmbeddingLora(_Lora):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         result = self._base(x)
-        update = functional.embedding(x, self._a.T) @ self._b.T
-        if self._ratio is not None:
-            update = self._ratio * update
+        tensor = self._source.tensor
+        # rows first, then transposed: a lookup in A.T would copy all of it at every call
+        low = tensor(self._a_ref)[:, x].movedim(0, -1)
+        update = low @ tensor(self._b_ref).T
+        ratio = self._ratio()
+        if ratio is not None:
+            result, update = ratio * result, ratio * update
         update = update * self._scaling
         if self._scale is not None:
             update = update * self._scale.to(update.dtype)
-        if self._ratio is not None:
-            result = self._ratio * result
         return result + update
 
 
