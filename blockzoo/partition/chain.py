@@ -15,8 +15,10 @@ from typing import Any
 
 from blockzoo.errors import SourceError
 from blockzoo.partition import spec as specs
+from blockzoo.partition.checks import check_shapes
 from blockzoo.partition.families import family_of_config
 from blockzoo.partition.family import Family, Sublayer
+from blockzoo.partition.names import canonical_names, resolve_ties
 from blockzoo.records import Block, Hop
 from blockzoo.tensors import TensorRef
 
@@ -24,7 +26,6 @@ from blockzoo.tensors import TensorRef
 _EMBEDDING_NAMES = ("embed", "wte", "wpe", "shared.weight")
 #: the first number in a name that has modules, not just a tensor, after it
 _NUMBERED = re.compile(r"^(?P<stack>(?:[^.]+\.)*?)(?P<index>\d{1,6})\.(?P<local>[^.]+\..+)$")
-_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -67,69 +68,17 @@ def partition(config: Mapping[str, Any], tensors: Mapping[str, TensorRef]) -> Pa
     Raises
     ------
     SourceError
-        Where the config of a known family has values that make no sense.
+        Where the config of a known family has values that make no sense, or that disagree with
+        the tensors' shapes.
     """
     family = family_of_config(config)
     try:
         if family is None:
             return _Chain().of_unknown(config, tensors)
+        check_shapes(config, tensors)
         return _Chain().of_family(family, specs.complete(family, config), tensors)
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise SourceError(f"config.json cannot be read: {error}") from error
-
-
-def canonical_names(family: Family, names: Mapping[str, Any]) -> dict[str, str]:
-    """File names to the names of transformers' causal LM, as its checkpoints have them.
-
-    A checkpoint of the bare model (``h.0.attn…``) gets the prefix that the causal LM adds. A name
-    whose canonical form is taken by another tensor stays as it is.
-    """
-    bare = family.root.removeprefix(family.base_prefix) or family.layers
-    modules = [family.tokens, family.positions, family.project, *family.head]
-    starts = (bare, family.layers, *(f"{name}." for name in modules if name))
-    result: dict[str, str] = {}
-    for name in names:
-        canonical = name
-        for start, replacement in family.renames.items():
-            if canonical.startswith(start):
-                canonical = replacement + canonical.removeprefix(start)
-        if not canonical.startswith(family.base_prefix):
-            within = bare if family.root != family.base_prefix else ""
-            if within and canonical.startswith(within):
-                canonical = family.base_prefix + canonical
-            elif canonical.startswith(starts):
-                canonical = family.root + canonical
-        result[name] = name if canonical != name and canonical in names else canonical
-    if len(set(result.values())) < len(result):
-        raise SourceError(
-            "two tensors of the checkpoint stand for the same one in transformers: "
-            + ", ".join(sorted(_doubles(result))[:4])
-        )
-    return result
-
-
-def _doubles(names: Mapping[str, str]) -> list[str]:
-    by_target = defaultdict(list)
-    for name, target in names.items():
-        by_target[target].append(name)
-    return [name for group in by_target.values() if len(group) > 1 for name in group]
-
-
-def ties_of(
-    family: Family, values: Mapping[str, Any], tensors: Mapping[str, TensorRef]
-) -> dict[str, str]:
-    """Which tensor stands for which, as transformers' ``tie_weights`` resolves it at load.
-
-    With both in the checkpoint they are tied only where they are equal; with one of the two, that
-    one is taken for both.
-    """
-    if not values["tie_word_embeddings"]:
-        return {}
-    tokens = f"{family.root}{family.tokens}.weight"
-    if tokens in tensors:
-        tied = _HEAD not in tensors or tensors[_HEAD].digest == tensors[tokens].digest
-        return {_HEAD: tokens} if tied else {}
-    return {tokens: _HEAD} if _HEAD in tensors else {}
 
 
 class _Chain:
@@ -173,7 +122,7 @@ class _Chain:
                 layer = specs.layer_spec(family, values, kind, index, types)
                 self._add(name, kind, prefix, {**base, "layer": layer}, part)
         self._add("head", "head", "", {**base, "layer": {}}, head)
-        ties = ties_of(family, values, canonical)
+        ties = resolve_ties(family, values, canonical)
         return Partitioned(family.name, tuple(self._hops), self._blocks, ties)
 
     def of_unknown(

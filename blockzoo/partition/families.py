@@ -12,7 +12,8 @@ from typing import Any
 from blockzoo.partition.family import Family, RopeDefaults, Sublayer
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-_TRUE: Mapping[str, Any] = {"attention_bias": True}
+_ATTENTION_BIAS: Mapping[str, Any] = {"attention_bias": True}
+_MLP_BIAS: Mapping[str, Any] = {"mlp_bias": True}
 
 
 def _from_a_layer_on(config: Mapping[str, Any]) -> list[str]:
@@ -80,7 +81,7 @@ _OUTER_SHAPES = {
     "model.norm.weight": ("hidden_size",),
     "lm_head.weight": ("vocab_size", "hidden_size"),
 }
-_ATTENTION_BIAS_ONLY_IF = dict.fromkeys(_BIAS_SHAPES, _TRUE)
+_ATTENTION_BIAS_ONLY_IF = dict.fromkeys(_BIAS_SHAPES, _ATTENTION_BIAS)
 
 #: buffers that older versions of transformers wrote and newer ones recompute
 _OLD_BUFFERS = ("rotary_emb.inv_freq",)
@@ -95,7 +96,7 @@ _LLAMA = Family(
     sublayers=(_ATTENTION, _MLP),
     shapes=_ATTENTION_SHAPES | _MLP_SHAPES | _BIAS_SHAPES | _MLP_BIAS_SHAPES,
     outer_shapes=_OUTER_SHAPES,
-    only_if=_ATTENTION_BIAS_ONLY_IF | dict.fromkeys(_MLP_BIAS_SHAPES, {"mlp_bias": True}),
+    only_if=_ATTENTION_BIAS_ONLY_IF | dict.fromkeys(_MLP_BIAS_SHAPES, _MLP_BIAS),
     defaults={
         "vocab_size": 32000,
         "hidden_size": 4096,
@@ -401,7 +402,10 @@ _GPT_NEOX = Family(
         "gpt_neox.final_layer_norm.bias": ("hidden_size",),
         "lm_head.weight": ("vocab_size", "hidden_size"),
     },
-    only_if={"attention.query_key_value.bias": _TRUE, "attention.dense.bias": _TRUE},
+    only_if={
+        "attention.query_key_value.bias": _ATTENTION_BIAS,
+        "attention.dense.bias": _ATTENTION_BIAS,
+    },
     defaults={
         "vocab_size": 50432,
         "hidden_size": 6144,

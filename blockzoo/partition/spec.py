@@ -16,8 +16,13 @@ from blockzoo.partition.family import Family, RopeDefaults
 
 _LARGEST = 1 << 31
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 #: config keys that never change what a block computes
-_WITHOUT_EFFECT = frozenset(
+_WITHOUT_EFFECT = _words(
     # names and provenance
     "_name_or_path name_or_path architectures auto_map model_type transformers_version"
     " _commit_hash unsloth_version unsloth_fixed task_specific_params finetuning_task"
@@ -45,15 +50,15 @@ _WITHOUT_EFFECT = frozenset(
     " forced_eos_token_id remove_invalid_values exponential_decay_length_penalty"
     " suppress_tokens begin_suppress_tokens max_new_tokens prefix"
     # told by the chain itself
-    " num_hidden_layers n_layer tie_word_embeddings".split()
+    " num_hidden_layers n_layer tie_word_embeddings"
 )
 
 #: of the known families: given per layer, or in one form by another key
-_TOLD_OTHERWISE = frozenset(
+_TOLD_OTHERWISE = _words(
     "layer_types max_window_layers sliding_window_pattern _sliding_window_pattern rope_theta"
     " rope_scaling rope_local_base_freq rotary_emb_base rotary_pct partial_rotary_factor"
     " original_max_position_embeddings n_positions n_ctx max_position_embeddings"
-    " is_encoder_decoder is_decoder".split()
+    " is_encoder_decoder is_decoder"
 )
 
 #: kinds of rotary positions that do not look at the longest text the model was made for
@@ -78,6 +83,8 @@ def complete(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
     if "word_embed_proj_dim" in family.defaults and values["word_embed_proj_dim"] is None:
         values["word_embed_proj_dim"] = values["hidden_size"]
+    if "n_inner" in family.defaults and values["n_inner"] is None:
+        values["n_inner"] = 4 * values["n_embd"]
     if values.get("use_sliding_window") is False:
         values["sliding_window"] = None
     if family.rope is not None:
@@ -90,8 +97,6 @@ def facts(family: Family, values: Mapping[str, Any]) -> dict[str, Any]:
     derived: dict[str, Any] = {}
     if "hidden_size" in values and not values.get("head_dim"):
         derived["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
-    if "n_inner" in family.defaults and values["n_inner"] is None:
-        derived["n_inner"] = 4 * values["n_embd"]
     if "word_embed_proj_dim" in values:
         derived["projected"] = values["word_embed_proj_dim"] != values["hidden_size"]
     return {**values, **derived}
@@ -140,8 +145,7 @@ def layer_types(family: Family, values: Mapping[str, Any], count: int) -> list[s
             f"config.json: layer_types names {len(given)} layers, "
             f"num_hidden_layers is {layer_count(values)}"
         )
-    legacy = {"attention": "full_attention"}
-    types = [legacy.get(kind, kind) for kind in given]
+    types = ["full_attention" if kind == "attention" else str(kind) for kind in given]
     # layers beyond the config's are kept, never run
     return types + ["full_attention"] * (count - len(types))
 
@@ -264,5 +268,5 @@ def _one_rope(
 
 def _free_of_length(parameters: Mapping[str, Any]) -> bool:
     """Whether rotary positions do not depend on ``max_position_embeddings``."""
-    several = [value for value in parameters.values() if isinstance(value, dict)]
-    return all(one.get("rope_type") in _LENGTH_FREE_ROPE for one in several or [parameters])
+    nested: list[Mapping[str, Any]] = [v for v in parameters.values() if isinstance(v, dict)]
+    return all(one.get("rope_type") in _LENGTH_FREE_ROPE for one in nested or [parameters])
