@@ -18,6 +18,7 @@ from blockzoo.execution.compile import Compiled, compile_chain
 from blockzoo.execution.executor import EXECUTORS, Executors
 from blockzoo.execution.modules import configuration, family_of
 from blockzoo.execution.tensors import TensorSource
+from blockzoo.partition import why_not_served
 from blockzoo.records import Block, Model
 from blockzoo.tensors import TensorRef
 
@@ -59,11 +60,9 @@ class RunnableChain:
     ) -> None:
         self._tensors = tensors
         self._executors = executors
-        if model.detached:
-            raise UnservableError(
-                f"an adapter cannot be run without its base {model.wants!r}",
-                hint=f"ingest the base, then the adapter again with --base {model.wants}",
-            )
+        if reason := why_not_served(model, blocks, config):
+            hint = "ingest the base, then the adapter again with --base" if model.detached else None
+            raise UnservableError(f"the model cannot be run exactly: {reason}", hint=hint)
         family = family_of(blocks[model.chain[0].block].spec)
         self._config = configuration(config.get("model_type", family.model_types[0]), config)
         with executors.lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from .tiny import load
 def make_adapter(base: Path, config: PeftConfig, folder: Path) -> Path:
     """Put an adapter with random weights, none of them zero, on a base and save it."""
     torch.manual_seed(2)
-    model = get_peft_model(load(base), config)
+    model = get_peft_model(load(base), deepcopy(config))  # which it completes
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

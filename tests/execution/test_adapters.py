@@ -54,6 +54,15 @@ CASES = {
     "lora-embedding-scaled": ("gemma2", _lora(target_modules=["embed_tokens", "o_proj"])),
     "lora-head": ("llama", _lora(target_modules=["lm_head", "q_proj"])),
     "lora-modules-to-save": ("llama", _lora(modules_to_save=["lm_head", "embed_tokens"])),
+    "lora-saved-tied-embedding": (
+        "gpt2",
+        _lora(target_modules=["c_attn"], modules_to_save=["wte"]),
+    ),
+    "lora-saved-tied-head": ("gpt2", _lora(target_modules=["c_attn"], modules_to_save=["lm_head"])),
+    "lora-saved-both-tied": (
+        "gpt2",
+        _lora(target_modules=["c_attn"], modules_to_save=["wte"], ensure_weight_tying=True),
+    ),
     "lora-norms-saved": ("llama", _lora(modules_to_save=["input_layernorm", "norm"])),
     "lora-whole-layers": ("neox-parallel", _lora(target_modules=["query_key_value", "dense"])),
     "lora-mixture": ("mixtral", _lora(target_modules=["q_proj", "o_proj"])),
@@ -114,6 +123,7 @@ def few_threads() -> None:
     torch.set_num_threads(2)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_an_adapter_answers_as_peft_does(name: str, tmp_path: Path) -> None:
     base_name, config = CASES[name]
