@@ -1,0 +1,1 @@
+"""How alike tensors and blocks are. The measures on weights need NumPy only."""
