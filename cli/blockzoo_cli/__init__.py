@@ -1,0 +1,1 @@
+"""The command line of blockzoo: one file a verb, thin over `blockzoo` and `blockzoo_runtime`."""
