@@ -107,9 +107,7 @@ def _signature(node: ast.FunctionDef) -> str:
     return f"def {node.name}({ast.unparse(node.args)}):"
 
 
-def _function(
-    module: str, node: ast.FunctionDef, doc: str, signature: str
-) -> Function | None:
+def _function(module: str, node: ast.FunctionDef, doc: str, signature: str) -> Function | None:
     summary = " ".join(inspect.cleandoc(doc).split("\n\n")[0].split())
     summary = re.split(r"(?<=[.!?])\s", summary)[0]
     if not 10 <= len(summary) <= _SUMMARY or not summary[0].isupper():

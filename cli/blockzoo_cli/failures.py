@@ -14,6 +14,7 @@ import traceback
 import click
 
 from blockzoo.errors import BlockzooError
+from blockzoo_cli.output import complain
 
 INTERRUPTED = 130
 
@@ -31,9 +32,7 @@ def report(error: BaseException) -> int:
         click.echo("interrupted; what was finished is kept, run it again to go on", err=True)
         return INTERRUPTED
     message, hint, code = explain(error)
-    click.echo(click.style("error:", fg="red", bold=True) + f" {message}", err=True)
-    if hint:
-        click.echo(click.style("hint:", fg="cyan") + f" {hint}", err=True)
+    complain(message, hint)
     return code
 
 

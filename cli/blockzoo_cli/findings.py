@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from blockzoo.store.check import Problem, Report
 
 
-def tell(output: Output, report: Report, verb: str) -> None:
+def tell(output: Output, report: Report) -> None:
     """Print a report; leaves with the code of damage where some remains."""
     from blockzoo.explore.table import Column, Table
     from blockzoo.explore.values import format_bytes
@@ -23,7 +23,7 @@ def tell(output: Output, report: Report, verb: str) -> None:
     columns = [
         Column("state"),
         Column("folder"),
-        Column("digest", "object", "text" if verb == "repair" else "digest"),
+        Column("digest", "object", "digest"),
         Column("what"),
         Column("hurts"),
     ]
@@ -40,7 +40,7 @@ def tell(output: Output, report: Report, verb: str) -> None:
     if not report.ok:
         hurt = sorted({name for problem in report.problems for name in problem.hurts})
         count = len(report.problems)
-        output.warn(
+        output.complain(
             f"{count} object{'s are' if count > 1 else ' is'} damaged or missing; "
             + (f"this hurts {', '.join(hurt)}" if hurt else "no named model needs them"),
             "`blockzoo repair SOURCE` takes the good bytes from another zoo or the original folder",

@@ -85,13 +85,11 @@ class Output:
     def hint(self, text: str) -> None:
         """What could be done next, if anybody is there to read it."""
         if self.interactive:
-            click.echo(click.style("hint:", fg="cyan") + f" {text}", err=True)
+            click.echo(_label("hint:", "cyan") + f" {text}", err=True)
 
-    def warn(self, text: str, hint: str | None = None) -> None:
+    def complain(self, text: str, hint: str | None = None) -> None:
         """A failure that does not end the verb; always printed."""
-        click.echo(click.style("error:", fg="red", bold=True) + f" {text}", err=True)
-        if hint:
-            click.echo(click.style("hint:", fg="cyan") + f" {hint}", err=True)
+        complain(text, hint)
 
     def confirm(self, question: str) -> bool:
         """Ask on stderr; no is the default."""
@@ -107,6 +105,17 @@ class Output:
         from blockzoo_cli.drawing import draw
 
         draw(table)
+
+
+def complain(text: str, hint: str | None = None) -> None:
+    """``error: …`` and ``hint: …`` on stderr, whoever reads it."""
+    click.echo(_label("error:", "red") + f" {text}", err=True)
+    if hint:
+        click.echo(_label("hint:", "cyan") + f" {hint}", err=True)
+
+
+def _label(text: str, colour: str) -> str:
+    return text if plain_terminal() else click.style(text, fg=colour, bold=colour == "red")
 
 
 def plain_terminal() -> bool:

@@ -3,49 +3,48 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from blockzoo.progress import Progress, silent
 from blockzoo_cli.output import Output, plain_terminal
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
-
 
 @contextlib.contextmanager
-def bar(output: Output, title: str) -> Iterator[Progress | None]:
-    """A bar with bytes and speed while a verb works; yields what the zoo calls, or None."""
+def bar(output: Output) -> Iterator[Progress]:
+    """What a verb hands to the zoo: draws bytes, speed and how much was new, or is silent."""
     if not output.interactive or plain_terminal():
-        yield None
+        yield silent
         return
-    with _display(title) as update:
-        yield lambda done, total: update(done, total, "")
-
-
-@contextlib.contextmanager
-def _display(title: str) -> Iterator[Callable[[int, int, str], None]]:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         DownloadColumn,
         Progress,
+        TaskID,
         TextColumn,
-        TimeRemainingColumn,
         TransferSpeedColumn,
     )
+
+    from blockzoo.explore.values import format_bytes
 
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("[dim]{task.fields[extra]}"),
+        TextColumn("[dim]{task.fields[note]}"),
         console=Console(stderr=True),
         transient=True,
     ) as shown:
-        task = shown.add_task(title, total=None, extra="")
+        tasks: dict[str, TaskID] = {}
 
-        def update(done: int, total: int, extra: str) -> None:
-            shown.update(task, completed=done, total=total, extra=extra)
+        def tell(what: str, done: int, total: int, new: int) -> None:
+            if what not in tasks:
+                tasks[what] = shown.add_task(escape(what), total=total, note="")
+            note = f"{format_bytes(new)} new" if new else ""
+            shown.update(tasks[what], completed=done, total=total, note=note)
+            if done >= total:
+                shown.remove_task(tasks.pop(what))
 
-        yield update
+        yield tell

@@ -19,4 +19,4 @@ def command(app: App, source: Path) -> None:
     """
     zoo = app.zoo()
     app.output.note("reading every object …")
-    tell(app.output, zoo.repair(source), "repair")
+    tell(app.output, zoo.repair(source))

@@ -19,9 +19,9 @@ def command(app: App, names: tuple[str, ...], dry_run: bool, yes: bool) -> None:
     """
     zoo = app.zoo()
     digests = {name: zoo.resolve(name) for name in names}  # a wrong name stops it before any goes
-    if not dry_run and not yes and app.output.asks:
-        if not app.output.confirm(f"remove {', '.join(digests)}?"):
-            raise BlockzooError("not confirmed; nothing was removed")
+    ask = app.output.asks and not (dry_run or yes)
+    if ask and not app.output.confirm(f"remove {', '.join(digests)}?"):
+        raise BlockzooError("not confirmed; nothing was removed")
     if not dry_run:
         for name in digests:
             zoo.remove(name)

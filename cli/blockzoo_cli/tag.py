@@ -11,7 +11,7 @@ from blockzoo_cli.verb import App, verb
 @click.argument("name")
 @click.argument("new_name")
 def command(app: App, name: str, new_name: str) -> None:
-    """Let NEW_NAME point to the model that NAME (a name or a digest) points to.
+    r"""Let NEW_NAME point to the model that NAME (a name or a digest) points to.
 
     \b
     blockzoo tag acme/support acme/support:v3

@@ -11,6 +11,6 @@ from blockzoo_cli.verb import App, verb
 def command(app: App) -> None:
     """Read every object, check it, and name the models that damage would hurt."""
     zoo = app.zoo()
-    with bar(app.output, "verify") as progress:
+    with bar(app.output) as progress:
         report = zoo.verify(progress=progress)
-    tell(app.output, report, "verify")
+    tell(app.output, report)

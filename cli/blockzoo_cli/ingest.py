@@ -1,0 +1,147 @@
+"""``blockzoo ingest``: bring checkpoints and adapters in."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from blockzoo.errors import (
+    BlockzooError,
+    LockedError,
+    NoZooError,
+    SomeSourcesFailed,
+    UsageError,
+)
+from blockzoo_cli.failures import explain
+from blockzoo_cli.progress import bar
+from blockzoo_cli.verb import App, verb
+
+if TYPE_CHECKING:
+    from blockzoo.zoo import Ingested, Zoo
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the next source would fare no better
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A source that could not be taken in, and why."""
+
+    source: str
+    error: str
+    hint: str | None
+
+
+@verb("ingest")
+@click.argument("sources", metavar="SRC…", nargs=-1, required=True)
+@click.option("--name", help="What to call the model; by default its folder's name.")
+@click.option("--base", help="The model an adapter belongs to; by default as its config says.")
+@click.option("--detached", is_flag=True, help="Keep an adapter even though its base is absent.")
+def command(
+    app: App, sources: tuple[str, ...], name: str | None, base: str | None, detached: bool
+) -> None:
+    """Bring models and adapters into the zoo; only what is new is written.
+
+    SRC is a folder as Hugging Face writes it (safetensors or torch .bin, or a PEFT adapter), a
+    file of weights, or a Hub id such as org/name. Full models go first, then adapters. The zoo
+    is made where there is none.
+    """
+    if name and len(sources) > 1:
+        raise UsageError("--name goes with one source only", hint="ingest them one by one")
+    ordered = sorted(map(_known, sources), key=_is_adapter)
+    folders = Counter(_called(source) for source in ordered)
+    if twice := [called for called, count in folders.items() if count > 1]:
+        raise UsageError(
+            f"several sources would be called {', '.join(twice)}",
+            hint="ingest them one by one, each with --name",
+        )
+    zoo = app.zoo(create=True)
+    done: list[Ingested] = []
+    failed: list[Failure] = []
+    last: Exception | None = None
+    with bar(app.output) as progress:
+        for source in ordered:
+            try:
+                done.append(
+                    zoo.ingest(source, name, base=base, detached=detached, progress=progress)
+                )
+            except (BlockzooError, OSError) as error:
+                if _hopeless(error):
+                    raise
+                last = error
+                message, hint, _ = explain(error)
+                failed.append(Failure(source, message, hint))
+                if len(ordered) > 1:
+                    app.output.complain(f"{source}: {message}", hint)
+    if last is not None and len(ordered) == 1:
+        raise last
+    _tell(app, zoo, done, failed)
+    if failed:
+        raise (SomeSourcesFailed if done else BlockzooError)(
+            f"{len(failed)} of {len(ordered)} sources failed: "
+            + ", ".join(failure.source for failure in failed)
+        )
+
+
+def _tell(app: App, zoo: Zoo, done: list[Ingested], failed: list[Failure]) -> None:
+    from blockzoo.explore.table import Column, Table
+    from blockzoo.explore.values import format_bytes
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": one.name,
+            "digest": one.digest,
+            "kind": one.kind,
+            "bytes": one.bytes,
+            "new_bytes": one.new_bytes,
+            "seconds": round(one.seconds, 3),
+            "already": one.already,
+            "bytes_per_second": one.bytes / one.seconds if one.seconds else None,
+        }
+        for one in done
+    ]
+    columns = [
+        Column("name"),
+        Column("kind"),
+        Column("digest", kind="digest"),
+        Column("bytes", "size", "bytes"),
+        Column("new_bytes", "new", "bytes"),
+        Column("bytes_per_second", "per second", "bytes"),
+    ]
+    size, new = sum(one.bytes for one in done), sum(one.new_bytes for one in done)
+    note = f"{format_bytes(new)} of {format_bytes(size)} were new" if done else ""
+    data = {"ingested": rows, "failed": [vars(failure) for failure in failed]}
+    app.output.record(data, Table("", columns, rows, note), ids=[one.name for one in done])
+    if done and not failed:
+        app.output.hint(f"`blockzoo show {done[-1].name}` shows the chain and what it shares")
+
+
+def _known(source: str) -> str:
+    """A source as given, if it can be one at all."""
+    if not Path(source).exists() and not _HUB_ID.fullmatch(source):
+        raise UsageError(
+            f"{source!r} is neither a file or folder here nor a Hub id",
+            hint="name a model's folder, or a Hub id such as org/name",
+        )
+    return source
+
+
+def _is_adapter(source: str) -> bool:
+    return (Path(source) / "adapter_config.json").is_file()
+
+
+def _called(source: str) -> str:
+    path = Path(source)
+    return path.resolve().name if path.exists() else source
+
+
+def _hopeless(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _HOPELESS
+    return isinstance(error, (NoZooError, LockedError))
