@@ -1,0 +1,138 @@
+"""Giving a model's files back, byte for byte, into a folder.
+
+Each file is written beside its place, flushed, and moved there whole. An export that was killed
+can be run again: files that are there and right are left, unfinished ones are replaced.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from blockzoo.errors import DamagedError, UsageError
+from blockzoo.progress import Progress, silent
+from blockzoo.records import Model, Part, Recipe
+from blockzoo.store import durable
+from blockzoo.store.objects import Objects
+
+_PARTIAL = ".blockzoo-partial"
+_CHUNK = 8 << 20  # bytes
+
+
+def export(
+    objects: Objects,
+    model: Model,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    what: str = "",
+    progress: Progress = silent,
+) -> list[Path]:
+    """Write every original file of a model.
+
+    Parameters
+    ----------
+    folder : Path
+        Made where absent.
+    overwrite : bool
+        Replace files that are there and differ.
+
+    Returns
+    -------
+    list of Path
+
+    Raises
+    ------
+    UsageError
+        Where a file that differs is in the way; nothing has been written then.
+    DamagedError
+        Where an object is missing or damaged.
+    """
+    targets = {recipe: folder / safe_path(recipe.path) for recipe in model.files}
+    there = {recipe for recipe, path in targets.items() if path.exists()}
+    right = {recipe for recipe in there if _same(objects, recipe, targets[recipe])}
+    if there - right and not overwrite:
+        names = ", ".join(sorted(recipe.path for recipe in there - right)[:5])
+        raise UsageError(
+            f"{folder} already has other files of the same names: {names}",
+            hint="name another folder, or replace them with --overwrite",
+        )
+    done, total = 0, sum(recipe.size for recipe in model.files)
+    folders = {folder}
+    for recipe, path in targets.items():
+        if recipe not in right:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folders |= {path.parent}
+            partial = path.with_name(path.name + _PARTIAL)
+            with open(partial, "wb", buffering=0) as file:
+                for part in recipe.parts:
+                    _write(file.fileno(), content(objects, part))
+                    progress(what, done := done + part.size, total, 0)
+            if recipe.executable:
+                partial.chmod(partial.stat().st_mode | 0o111)
+            durable.flush_file(partial)
+            os.replace(partial, path)
+        else:
+            progress(what, done := done + recipe.size, total, 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for changed in folders:
+        durable.flush_folder(changed)
+    return list(targets.values())
+
+
+def content(objects: Objects, part: Part) -> memoryview:
+    """A part's bytes, checked.
+
+    Raises
+    ------
+    DamagedError
+        Where the object is missing, damaged or of another size than the recipe says.
+    """
+    if part.source == "bytes":
+        return memoryview(part.literal)
+    data = objects.tensor(part.digest)[1] if part.source == "tensor" else objects.file(part.digest)
+    if len(data) != part.size:
+        raise DamagedError(f"{part.source} {part.digest[:12]} is not of the size the recipe says")
+    return data
+
+
+def safe_path(path: str) -> PurePosixPath:
+    """A recipe's path, which must stay inside the folder it is written to.
+
+    Raises
+    ------
+    DamagedError
+        For absolute paths, ``..``, backslashes, drive letters and the like: no ingest writes
+        such a recipe.
+    """
+    pure = PurePosixPath(path)
+    if (
+        not pure.parts
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or any(c in path for c in "\\:\0")
+        or pure.as_posix() != path
+    ):
+        raise DamagedError(f"the recipe names an unsafe path: {path!r}")
+    return pure
+
+
+def _same(objects: Objects, recipe: Recipe, path: Path) -> bool:
+    """Whether a file holds what the recipe gives."""
+    if not path.is_file() or path.stat().st_size != recipe.size:
+        return False
+    with open(path, "rb") as file:
+        for part in recipe.parts:
+            data = content(objects, part)
+            for start in range(0, part.size, _CHUNK):
+                chunk = data[start : start + _CHUNK]
+                if file.read(len(chunk)) != chunk:
+                    return False
+    return True
+
+
+def _write(fd: int, data: memoryview) -> None:
+    for start in range(0, len(data), _CHUNK):
+        chunk = data[start : start + _CHUNK]
+        while chunk:
+            chunk = chunk[os.write(fd, chunk) :]

@@ -1,0 +1,145 @@
+"""Restoring damaged and missing objects from another zoo or from an original folder.
+
+Nothing damaged is deleted before its good bytes stand in its place. What cannot be restored is
+reported as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blockzoo.errors import BlockzooError, DamagedError, NotFoundError, SourceError
+from blockzoo.progress import Progress
+from blockzoo.store import durable
+from blockzoo.store.check import Problem, Report
+from blockzoo.store.layout import Layout, write_marker
+from blockzoo.store.session import Session
+
+if TYPE_CHECKING:
+    from blockzoo.zoo import Zoo
+
+_PASSES = 6  # a restored record may name objects that are missing too: model, base, blocks, tensors
+
+
+def repair(zoo: Zoo, source: Path, progress: Progress) -> Report:
+    """Check the zoo, restore what `source` has, and check again.
+
+    Parameters
+    ----------
+    source : Path
+        Another zoo (a folder with a ``zoo.json``), or the folder that a model came from.
+
+    Returns
+    -------
+    Report
+        ``problems`` are those that remain.
+    """
+    first = report = zoo.verify(progress)
+    for _ in range(_PASSES):
+        if report.ok:
+            break
+        if (source / "zoo.json").exists():
+            _from_zoo(zoo, source, report.problems)
+        else:
+            _from_folder(zoo, source, report.problems, progress)
+        before, report = report, zoo.verify(progress)
+        if {_key(p) for p in report.problems} == {_key(p) for p in before.problems}:
+            break
+    left = {_key(p) for p in report.problems}
+    return replace(report, repaired=tuple(p for p in first.problems if _key(p) not in left))
+
+
+def repair_marker(path: Path) -> None:
+    """Write ``zoo.json`` anew where it is damaged and the folder is otherwise a zoo's."""
+    layout = Layout(path)
+    aside = layout.marker.with_name("zoo.json.damaged")
+    os.replace(layout.marker, aside)
+    try:
+        aside = aside.rename(layout.tmp / f"zoo-{uuid.uuid4().hex}.damaged")
+        write_marker(layout)
+    except BaseException:
+        os.replace(aside, layout.marker)
+        raise
+
+
+def _key(problem: Problem) -> tuple[str, str]:
+    return problem.folder, problem.digest
+
+
+def _from_zoo(zoo: Zoo, source: Path, problems: Iterable[Problem]) -> None:
+    from blockzoo.zoo import Zoo
+
+    other = Zoo(source, create=False)
+    with Session(zoo.objects, map(_key, problems)) as session:
+        for problem in problems:
+            try:
+                _copy(other, session, problem)
+            except (DamagedError, NotFoundError):
+                continue  # the other zoo does not have it, or has it damaged too
+        session.commit()
+    for problem in problems:
+        if problem.folder == "refs" and problem.path:
+            twin = other.objects.layout.refs / problem.path.relative_to(zoo.refs.root)
+            if twin.exists():
+                _replace_ref(zoo, problem.path, twin.read_bytes())
+
+
+def _copy(other: Zoo, session: Session, problem: Problem) -> None:
+    if problem.folder == "tensors":
+        session.tensor(*other.objects.tensor(problem.digest))
+    elif problem.folder == "files":
+        session.file(other.objects.file(problem.digest))
+    elif problem.folder == "blocks":
+        session.block(other.objects.block(problem.digest))
+    elif problem.folder == "models":
+        session.model(other.objects.model(problem.digest))
+
+
+def _from_folder(zoo: Zoo, source: Path, problems: Iterable[Problem], progress: Progress) -> None:
+    """Take the checkpoint in once more, trusting no damaged object; no name moves."""
+    from blockzoo.ingest import Intake
+
+    with Session(zoo.objects, map(_key, problems)) as session:
+        intake = Intake(
+            session,
+            source,
+            zoo._find_base,
+            base=None,
+            detached=True,
+            progress=progress,
+            what=source.name,
+        )
+        model = intake.run()
+        session.commit()
+    for problem in problems:
+        if problem.folder == "refs" and problem.path:
+            _set_aside_ref(zoo, problem, model.digest)
+
+
+def _replace_ref(zoo: Zoo, path: Path, data: bytes) -> None:
+    staged = zoo.refs.staging / f"ref-{uuid.uuid4().hex}"
+    staged.write_bytes(data)
+    durable.flush_file(staged)
+    os.replace(staged, path)
+    durable.flush_folder(path.parent)
+    # a copy that is damaged too is found by the next pass, and stays reported
+
+
+def _set_aside_ref(zoo: Zoo, problem: Problem, digest: str) -> None:
+    """Drop a damaged entry where the one before it, or the folder's model, can stand in."""
+    assert problem.path is not None
+    name, _, _ = problem.digest.partition("@")
+    data = problem.path.read_bytes()
+    if digest.encode() not in data:
+        return  # this folder is not what the entry pointed to
+    raise SourceError(f"{name} cannot be mended from a folder", hint="use another zoo")
+
+
+def remains(report: Report) -> BlockzooError | None:
+    """The error for a report with problems; None where all is sound."""
+    return None if report.ok else DamagedError(f"{len(report.problems)} objects are damaged")

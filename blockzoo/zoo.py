@@ -1,0 +1,508 @@
+"""The front door: a zoo of model blocks in a folder.
+
+Everything a user does to a zoo is a method here and a verb of the command line; the work is done
+in `ingest`, `export`, `repair` and the packages below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blockzoo.errors import BlockzooError, NotFoundError, SourceError, UsageError
+from blockzoo.progress import Progress, silent
+from blockzoo.records import Block, Model
+from blockzoo.store.collect import YOUNG, GcPlan
+from blockzoo.store.layout import open_zoo
+from blockzoo.store.objects import Objects
+from blockzoo.store.refs import LATEST, Refs, Tagged, split_name
+from blockzoo.store.session import NameLock, Session
+from blockzoo.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from blockzoo.explore.stats import Stats
+    from blockzoo.explore.table import Table
+    from blockzoo.explore.view import ModelView
+    from blockzoo.ingest import Base
+    from blockzoo.store.check import Report
+
+_TRIES = 5  # of an ingest whose objects a collection takes away at the same time
+_SHORTEST_DIGEST = 8  # hex digits
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What an ingest did.
+
+    Parameters
+    ----------
+    name, digest, kind : str
+    bytes : int
+        Of the original files.
+    new_bytes : int
+        Of the tensors that the zoo did not have before.
+    seconds : float
+    already : bool
+        Whether this very model was under this name before.
+    detached : bool
+        Whether it is an adapter that waits for its base.
+    attached : tuple of str
+        Names of adapters that waited for this model and are attached to it now.
+    notes : tuple of str
+        Sentences about what is unusual.
+    """
+
+    name: str
+    digest: str
+    kind: str
+    bytes: int
+    new_bytes: int
+    seconds: float
+    already: bool
+    detached: bool = False
+    attached: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Zoo:
+    """A content-addressed zoo of model blocks.
+
+    Parameters
+    ----------
+    path : str or Path
+        Its folder.
+    create : bool
+        Make it where there is none.
+
+    Raises
+    ------
+    NoZooError, ZooVersionError, DamagedError
+
+    Examples
+    --------
+    >>> zoo = Zoo("zoo")
+    >>> zoo.ingest("models/base", name="base")
+    >>> zoo.export("base", "out/")
+    """
+
+    def __init__(self, path: str | Path, *, create: bool = True) -> None:
+        self.path = Path(path)
+        layout, self.id = open_zoo(self.path, create=create)
+        self.objects = Objects(layout)
+        self.refs = Refs(layout.refs, layout.tmp)
+
+    # in and out
+
+    def ingest(
+        self,
+        source: str | Path,
+        name: str | None = None,
+        *,
+        base: str | None = None,
+        detached: bool = False,
+        progress: Progress = silent,
+    ) -> Ingested:
+        """Take a checkpoint in; only tensors that the zoo does not have are written.
+
+        Parameters
+        ----------
+        source : str or Path
+            A Hugging Face folder (safetensors or torch ``.bin``, one file or shards), a PEFT
+            adapter's folder, one file of weights, or a Hub id.
+        name : str, optional
+            ``name`` or ``name:tag``; the folder's name, or the Hub id, by default.
+        base : str, optional
+            For an adapter, its base's name in this zoo; by default what its config says.
+        detached : bool
+            Keep an adapter even though its base is absent.
+        progress : Progress
+
+        Raises
+        ------
+        SourceError
+            Where the checkpoint is damaged, unsafe, incomplete or made for another base.
+        LockedError
+            Where somebody is ingesting under the same name.
+        """
+        from blockzoo.ingest import Intake, default_name
+
+        path = _locate(source)
+        full_name = name or (str(source) if path != Path(source) else default_name(path))
+        short, tag = split_name(full_name)
+        began = time.monotonic()
+        layout = self.objects.layout
+        with NameLock(layout, short):
+            before = self.refs.get(short).tags.get(tag or LATEST)
+            for _ in range(_TRIES):
+                with Session(self.objects) as session:
+                    intake = Intake(
+                        session,
+                        path,
+                        self._find_base,
+                        base=base,
+                        detached=detached,
+                        progress=progress,
+                        what=full_name,
+                    )
+                    model = intake.run()
+                    if session.commit():
+                        break
+            else:
+                raise BlockzooError(
+                    "objects were collected as fast as they were written",
+                    hint="do not run `blockzoo gc --older-than 0` in a loop beside an ingest",
+                )
+            already = before is not None and before.digest == model.digest
+            if not already:
+                target = _tagged(model, intake.new_bytes)
+                origin = str(path.resolve()) if path == Path(source) else str(source)
+                self.refs.set(short, tag, target, "ingest", origin)
+        attached = self._attach(short, model) if model.kind == "model" else ()
+        seconds = time.monotonic() - began
+        return Ingested(
+            full_name,
+            model.digest,
+            model.kind,
+            model.nbytes,
+            intake.new_bytes,
+            seconds,
+            already,
+            model.detached,
+            attached,
+            tuple(intake.notes),
+        )
+
+    def export(
+        self,
+        name: str,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        progress: Progress = silent,
+    ) -> list[Path]:
+        """Write a model's original files, byte for byte, into a folder; see `export.export`."""
+        from blockzoo.export import export
+
+        model = self.model(name)
+        return export(
+            self.objects, model, Path(folder), overwrite=overwrite, what=name, progress=progress
+        )
+
+    # reading
+
+    def names(self) -> list[str]:
+        """Every name with a model, sorted; tags are in `models`."""
+        return [ref.name for ref in self.refs.all()]
+
+    def resolve(self, name: str) -> str:
+        """A model's digest, from ``name``, ``name:tag``, or its digest's first 8 or more digits.
+
+        Raises
+        ------
+        NotFoundError, UsageError
+        """
+        try:
+            return self.refs.find(name).digest
+        except NotFoundError:
+            digits = set(name) <= set("0123456789abcdef") and _SHORTEST_DIGEST <= len(name) <= 64
+            found = [o.digest for o in self.objects.all("models") if o.digest.startswith(name)]
+            if not digits or not found:
+                raise
+            if len(found) > 1:
+                raise UsageError(f"{name} begins {len(found)} digests", hint="give more") from None
+            return found[0]
+
+    def model(self, name: str) -> Model:
+        """A model's record."""
+        return self.objects.model(self.resolve(name))
+
+    def block(self, digest: str) -> Block:
+        """A block's record, by its whole digest."""
+        return self.objects.block(digest)
+
+    def blocks_of(self, model: Model) -> dict[str, Block]:
+        """The blocks on a model's chain by digest, adapter blocks included."""
+        digests = {d for hop in model.chain for d in (hop.block, *hop.adapters) if d}
+        return {digest: self.objects.block(digest) for digest in sorted(digests)}
+
+    def tensor(self, digest: str) -> tuple[TensorInfo, memoryview]:
+        """A tensor's dtype and shape, and its bytes as a view of the mapped file."""
+        return self.objects.tensor(digest)
+
+    def file(self, model: Model, path: str) -> bytes | None:
+        """One of a model's original files; None where it has none of that name."""
+        from blockzoo.export import content
+
+        for recipe in model.files:
+            if recipe.path == path:
+                return b"".join(content(self.objects, part) for part in recipe.parts)
+        return None
+
+    def config(self, model: Model) -> dict[str, Any]:
+        """A model's ``config.json``, an adapter's ``adapter_config.json``; empty where absent."""
+        adapter = model.kind == "adapter"
+        data = self.file(model, "adapter_config.json" if adapter else "config.json")
+        return dict(json.loads(data)) if data else {}
+
+    def why_not_served(self, model: Model) -> str | None:
+        """What keeps the runtime from running a model exactly; None where nothing does."""
+        from blockzoo.partition import why_not_served
+
+        base = self.objects.model(model.base) if model.base else model
+        return why_not_served(model, self.blocks_of(model), self.config(base))
+
+    # showing
+
+    def models(self) -> Table:
+        """Every named model: kind, size, what it added."""
+        from blockzoo.explore.table import Column, Table
+
+        columns = (
+            Column("name"),
+            Column("tags"),
+            Column("kind"),
+            Column("family"),
+            Column("digest", kind="digest"),
+            Column("bytes", kind="bytes"),
+            Column("new_bytes", "new", kind="bytes"),
+            Column("time", "ingested", kind="time"),
+        )
+        rows = []
+        for ref in self.refs.all():
+            for target in dict.fromkeys(ref.tags.values()):
+                tags = sorted(tag for tag, to in ref.tags.items() if to == target)
+                name = ref.name if LATEST in tags else f"{ref.name}:{tags[0]}"
+                others = [tag for tag in tags if tag != LATEST]
+                kind = "detached adapter" if target.detached else target.kind
+                rows.append(vars(target) | {"name": name, "tags": others, "kind": kind})
+        return Table("models", columns, rows)
+
+    def blocks(self) -> Table:
+        """Every distinct block that a name reaches, and how many models use it."""
+        from blockzoo.explore.table import Column, Table
+        from blockzoo.store.reach import reach, roots
+
+        found = reach(self.objects, roots(self.refs))
+        columns = (
+            Column("digest", "block", kind="digest"),
+            Column("kind"),
+            Column("hops"),
+            Column("tensors", kind="int"),
+            Column("bytes", kind="bytes"),
+            Column("models", kind="int"),
+        )
+        hops: dict[str, set[str]] = {}
+        users: dict[str, int] = {}
+        for model in found.models.values():
+            own = {(d, hop.name) for hop in model.chain for d in (hop.block, *hop.adapters) if d}
+            for digest, hop_name in own:
+                hops.setdefault(digest, set()).add(hop_name)
+            for digest in {digest for digest, _ in own}:
+                users[digest] = users.get(digest, 0) + 1
+        rows = [
+            {
+                "digest": digest,
+                "kind": block.kind,
+                "hops": sorted(hops.get(digest, ())),
+                "tensors": len(block.tensors),
+                "bytes": block.nbytes,
+                "models": users.get(digest, 0),
+            }
+            for digest, block in found.blocks.items()
+        ]
+        return Table("blocks", columns, rows)
+
+    def __getitem__(self, name: str) -> ModelView:
+        """A model's chain as it is shown: hops, digests, sizes, and who shares each."""
+        from blockzoo.explore.view import ModelView
+        from blockzoo.store.reach import reach, roots
+
+        model = self.model(name)
+        named = {d: {_plain(n) for n in names} for d, names in roots(self.refs).items()}
+        others = reach(self.objects, {d: n for d, n in named.items() if d != model.digest})
+        sharers = {digest: sorted(names) for (_, digest), names in others.names.items()}
+        base = min(named.get(model.base, {model.base[:12]})) if model.base else None
+        blocks = self.blocks_of(model)
+        return ModelView(name, model, blocks, sharers, base, self.why_not_served(model))
+
+    def stats(self) -> Stats:
+        """Logical and stored bytes, and the saving."""
+        from blockzoo.explore.stats import Stats
+        from blockzoo.store.reach import reach, roots
+
+        named = roots(self.refs)
+        found = reach(self.objects, named)
+        for error in found.unread.values():
+            raise error
+        models = [found.models[digest] for digest in named]
+        sizes = found.tensors
+        return Stats(
+            models=sum(model.kind == "model" for model in models),
+            adapters=sum(model.kind == "adapter" for model in models),
+            blocks=len(found.blocks),
+            tensors=len(sizes),
+            logical_bytes=sum(model.nbytes for model in models),
+            distinct_tensor_bytes=sum(sizes.values()),
+            stored_bytes=self._stored_bytes(),
+        )
+
+    def diff(self, first: str, second: str) -> Table:
+        """Two models tensor by tensor; see `explore.diff`."""
+        from blockzoo.explore.diff import diff
+
+        models = [(name, self.model(name)) for name in (first, second)]
+        left, right = [(name, model, self.blocks_of(model)) for name, model in models]
+        return diff(self.objects, left, right)
+
+    # names
+
+    def history(self, name: str) -> Table:
+        """What a name pointed to, oldest first."""
+        from blockzoo.explore.table import Column, Table
+
+        columns = (
+            Column("time", kind="time"),
+            Column("action"),
+            Column("tag"),
+            Column("digest", kind="digest"),
+            Column("source"),
+        )
+        rows = [vars(event) for event in self.refs.history(split_name(name)[0])]
+        return Table(f"history of {name}", columns, rows)
+
+    def tag(self, name: str, new_name: str) -> None:
+        """Let `new_name` point to what `name` (a name or a digest) points to."""
+        model = self.model(name)
+        short, tag = split_name(new_name)
+        with Session(self.objects) as session:
+            self._rely_on(session, model)
+            if not session.commit():
+                raise NotFoundError(f"{name!r} has just been collected")
+            self.refs.set(short, tag, _tagged(model, 0), "tag", name)
+
+    def remove(self, name: str) -> None:
+        """Forget a name or one tag of it; objects stay until `gc`, history for good."""
+        self.refs.remove(*split_name(name))
+
+    # care
+
+    def gc(self, *, older_than: float = YOUNG) -> GcPlan:
+        """Plan to delete what no name reaches and nobody touched for `older_than` seconds."""
+        from blockzoo.store.collect import plan
+
+        return plan(self.objects, self.refs, older_than=older_than)
+
+    def verify(self, progress: Progress = silent) -> Report:
+        """Check every object against its digest and every name against what it needs."""
+        from blockzoo.store.check import verify
+
+        return verify(self.objects, self.refs, partial(progress, "verify", new=0))
+
+    def repair(self, source: str | Path, progress: Progress = silent) -> Report:
+        """Restore damaged and missing objects from another zoo or an original folder."""
+        from blockzoo.repair import repair
+
+        return repair(self, Path(source), progress)
+
+    def __repr__(self) -> str:
+        return f"Zoo({str(self.path)!r})\n{self.models().to_text()}"
+
+    def _repr_html_(self) -> str:
+        return self.models()._repr_html_()
+
+    # inside
+
+    def _find_base(self, wants: str) -> Base | None:
+        """The base that an adapter asks for: by name, or by the last part of a path."""
+        from blockzoo.ingest import Base
+
+        for name in (wants, wants.rstrip("/").rpartition("/")[2]):
+            try:
+                digest = self.resolve(name)
+            except (NotFoundError, UsageError):
+                continue
+            model = self.objects.model(digest)
+            if model.kind != "model":
+                raise SourceError(
+                    f"{name!r}, named as the base, is an adapter itself",
+                    hint="name a full model with --base",
+                )
+            return Base(digest, model, self.blocks_of(model))
+        return None
+
+    def _attach(self, name: str, model: Model) -> tuple[str, ...]:
+        """Attach the adapters that waited for a model of this name, where they fit."""
+        from blockzoo.ingest import Base, attach
+
+        attached = []
+        for ref in self.refs.all():
+            for tag, target in ref.tags.items():
+                if not target.detached:
+                    continue
+                waiting = self.objects.model(target.digest)
+                if name not in (waiting.wants, waiting.wants.rstrip("/").rpartition("/")[2]):
+                    continue
+                base = Base(model.digest, model, self.blocks_of(model))
+                with Session(self.objects) as session:
+                    try:
+                        blocks, config = self.blocks_of(waiting), self.config(waiting)
+                        whole = attach(session, waiting, blocks, config, base)
+                    except SourceError:
+                        continue  # it wants another model of the same name
+                    self._rely_on(session, model)
+                    if session.commit():
+                        self.refs.set(ref.name, tag, _tagged(whole, 0), "attach", name)
+                        attached.append(ref.name if tag == LATEST else f"{ref.name}:{tag}")
+        return tuple(dict.fromkeys(name.partition(":")[0] for name in attached))
+
+    def _rely_on(self, session: Session, model: Model) -> None:
+        """Touch everything a model needs, so that no collection takes it."""
+        from blockzoo.store.reach import reach
+
+        for key in reach(self.objects, {model.digest: ()}).names:
+            session.rely(*key)
+
+    def _stored_bytes(self) -> int:
+        """What the zoo's files take, ``cache/`` and ``tmp/`` left out."""
+        total = 0
+        for folder, folders, files in os.walk(self.path):
+            if Path(folder) == self.path:
+                folders[:] = [name for name in folders if name not in ("cache", "tmp")]
+            total += sum(os.lstat(os.path.join(folder, file)).st_size for file in files)
+        return total
+
+
+def _locate(source: str | Path) -> Path:
+    """A local path as it is; a Hub id is downloaded."""
+    path = Path(source)
+    if isinstance(source, Path) or path.exists() or not _is_hub_id(source):
+        return path
+    from blockzoo.formats.hub import fetch
+
+    return fetch(source)
+
+
+def _is_hub_id(source: str) -> bool:
+    parts = source.split("/")
+    return len(parts) == 2 and all(parts) and not source.startswith((".", "~"))
+
+
+def _tagged(model: Model, new_bytes: int) -> Tagged:
+    return Tagged(
+        model.digest,
+        model.kind,
+        model.family,
+        model.nbytes,
+        new_bytes,
+        time.time(),
+        model.detached,
+    )
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix(f":{LATEST}")
