@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blockzoo.errors import BlockzooError, DamagedError, NotFoundError, SourceError
+from blockzoo.errors import DamagedError, NotFoundError
 from blockzoo.progress import Progress
+from blockzoo.records import Model
 from blockzoo.store import durable
 from blockzoo.store.check import Problem, Report
 from blockzoo.store.layout import Layout, write_marker
+from blockzoo.store.refs import tagged
 from blockzoo.store.session import Session
 
 if TYPE_CHECKING:
@@ -54,17 +56,28 @@ def repair(zoo: Zoo, source: Path, progress: Progress) -> Report:
     return replace(report, repaired=tuple(p for p in first.problems if _key(p) not in left))
 
 
-def repair_marker(path: Path) -> None:
-    """Write ``zoo.json`` anew where it is damaged and the folder is otherwise a zoo's."""
-    layout = Layout(path)
-    aside = layout.marker.with_name("zoo.json.damaged")
-    os.replace(layout.marker, aside)
+def open_damaged(path: Path) -> Zoo:
+    """Open a zoo, writing its ``zoo.json`` anew where that is damaged.
+
+    Raises
+    ------
+    NoZooError, ZooVersionError
+    """
+    from blockzoo.zoo import Zoo
+
     try:
-        aside = aside.rename(layout.tmp / f"zoo-{uuid.uuid4().hex}.damaged")
-        write_marker(layout)
-    except BaseException:
-        os.replace(aside, layout.marker)
-        raise
+        return Zoo(path, create=False)
+    except DamagedError:
+        layout = Layout(path)
+        aside = layout.tmp / f"zoo-{uuid.uuid4().hex}.damaged"
+        aside.parent.mkdir(exist_ok=True)
+        os.replace(layout.marker, aside)
+        try:
+            write_marker(layout)
+        except BaseException:
+            os.replace(aside, layout.marker)
+            raise
+        return Zoo(path, create=False)
 
 
 def _key(problem: Problem) -> tuple[str, str]:
@@ -108,7 +121,7 @@ def _from_folder(zoo: Zoo, source: Path, problems: Iterable[Problem], progress: 
         intake = Intake(
             session,
             source,
-            zoo._find_base,
+            zoo.find_base,
             base=None,
             detached=True,
             progress=progress,
@@ -118,7 +131,7 @@ def _from_folder(zoo: Zoo, source: Path, problems: Iterable[Problem], progress: 
         session.commit()
     for problem in problems:
         if problem.folder == "refs" and problem.path:
-            _set_aside_ref(zoo, problem, model.digest)
+            _reset_ref(zoo, problem, model, source)
 
 
 def _replace_ref(zoo: Zoo, path: Path, data: bytes) -> None:
@@ -130,16 +143,12 @@ def _replace_ref(zoo: Zoo, path: Path, data: bytes) -> None:
     # a copy that is damaged too is found by the next pass, and stays reported
 
 
-def _set_aside_ref(zoo: Zoo, problem: Problem, digest: str) -> None:
-    """Drop a damaged entry where the one before it, or the folder's model, can stand in."""
+def _reset_ref(zoo: Zoo, problem: Problem, model: Model, source: Path) -> None:
+    """Let a name whose entry is damaged point to the folder's model, if it did so before."""
     assert problem.path is not None
-    name, _, _ = problem.digest.partition("@")
-    data = problem.path.read_bytes()
-    if digest.encode() not in data:
+    name = problem.digest.partition("@")[0]
+    named_so = name.rpartition("/")[2] == source.name
+    if not named_so and model.digest.encode() not in problem.path.read_bytes():
         return  # this folder is not what the entry pointed to
-    raise SourceError(f"{name} cannot be mended from a folder", hint="use another zoo")
-
-
-def remains(report: Report) -> BlockzooError | None:
-    """The error for a report with problems; None where all is sound."""
-    return None if report.ok else DamagedError(f"{len(report.problems)} objects are damaged")
+    os.replace(problem.path, zoo.refs.staging / f"ref-{uuid.uuid4().hex}.damaged")
+    zoo.refs.set(name, None, tagged(model), "repair", str(source.resolve()))

@@ -20,7 +20,7 @@ from blockzoo.records import Block, Model
 from blockzoo.store.collect import YOUNG, GcPlan
 from blockzoo.store.layout import open_zoo
 from blockzoo.store.objects import Objects
-from blockzoo.store.refs import LATEST, Refs, Tagged, split_name
+from blockzoo.store.refs import LATEST, Refs, split_name, tagged
 from blockzoo.store.session import NameLock, Session
 from blockzoo.tensors import TensorInfo
 
@@ -143,7 +143,7 @@ class Zoo:
                     intake = Intake(
                         session,
                         path,
-                        self._find_base,
+                        self.find_base,
                         base=base,
                         detached=detached,
                         progress=progress,
@@ -159,7 +159,7 @@ class Zoo:
                 )
             already = before is not None and before.digest == model.digest
             if not already:
-                target = _tagged(model, intake.new_bytes)
+                target = tagged(model, intake.new_bytes)
                 origin = str(path.resolve()) if path == Path(source) else str(source)
                 self.refs.set(short, tag, target, "ingest", origin)
         attached = self._attach(short, model) if model.kind == "model" else ()
@@ -255,6 +255,24 @@ class Zoo:
 
         base = self.objects.model(model.base) if model.base else model
         return why_not_served(model, self.blocks_of(model), self.config(base))
+
+    def find_base(self, wants: str) -> Base | None:
+        """The base that an adapter asks for: by name, or by the last part of a path."""
+        from blockzoo.ingest import Base
+
+        for name in (wants, wants.rstrip("/").rpartition("/")[2]):
+            try:
+                digest = self.resolve(name)
+            except (NotFoundError, UsageError):
+                continue
+            model = self.objects.model(digest)
+            if model.kind != "model":
+                raise SourceError(
+                    f"{name!r}, named as the base, is an adapter itself",
+                    hint="name a full model with --base",
+                )
+            return Base(digest, model, self.blocks_of(model))
+        return None
 
     # showing
 
@@ -383,7 +401,7 @@ class Zoo:
             self._rely_on(session, model)
             if not session.commit():
                 raise NotFoundError(f"{name!r} has just been collected")
-            self.refs.set(short, tag, _tagged(model, 0), "tag", name)
+            self.refs.set(short, tag, tagged(model), "tag", name)
 
     def remove(self, name: str) -> None:
         """Forget a name or one tag of it; objects stay until `gc`, history for good."""
@@ -417,24 +435,6 @@ class Zoo:
 
     # inside
 
-    def _find_base(self, wants: str) -> Base | None:
-        """The base that an adapter asks for: by name, or by the last part of a path."""
-        from blockzoo.ingest import Base
-
-        for name in (wants, wants.rstrip("/").rpartition("/")[2]):
-            try:
-                digest = self.resolve(name)
-            except (NotFoundError, UsageError):
-                continue
-            model = self.objects.model(digest)
-            if model.kind != "model":
-                raise SourceError(
-                    f"{name!r}, named as the base, is an adapter itself",
-                    hint="name a full model with --base",
-                )
-            return Base(digest, model, self.blocks_of(model))
-        return None
-
     def _attach(self, name: str, model: Model) -> tuple[str, ...]:
         """Attach the adapters that waited for a model of this name, where they fit."""
         from blockzoo.ingest import Base, attach
@@ -456,7 +456,7 @@ class Zoo:
                         continue  # it wants another model of the same name
                     self._rely_on(session, model)
                     if session.commit():
-                        self.refs.set(ref.name, tag, _tagged(whole, 0), "attach", name)
+                        self.refs.set(ref.name, tag, tagged(whole), "attach", name)
                         attached.append(ref.name if tag == LATEST else f"{ref.name}:{tag}")
         return tuple(dict.fromkeys(name.partition(":")[0] for name in attached))
 
@@ -490,18 +490,6 @@ def _locate(source: str | Path) -> Path:
 def _is_hub_id(source: str) -> bool:
     parts = source.split("/")
     return len(parts) == 2 and all(parts) and not source.startswith((".", "~"))
-
-
-def _tagged(model: Model, new_bytes: int) -> Tagged:
-    return Tagged(
-        model.digest,
-        model.kind,
-        model.family,
-        model.nbytes,
-        new_bytes,
-        time.time(),
-        model.detached,
-    )
 
 
 def _plain(name: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from blockzoo.errors import DamagedError, NotFoundError, UsageError
+from blockzoo.records import Model
 from blockzoo.store import durable, sealed
 
 LATEST = "latest"
@@ -42,6 +43,19 @@ class Tagged:
     new_bytes: int
     time: float
     detached: bool = False
+
+
+def tagged(model: Model, new_bytes: int = 0) -> Tagged:
+    """What a tag set now says of a model."""
+    return Tagged(
+        model.digest,
+        model.kind,
+        model.family,
+        model.nbytes,
+        new_bytes,
+        time.time(),
+        model.detached,
+    )
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,10 @@ class Session:
         """Keep a model's record; its blocks, files and tensors must have been kept before."""
         return self._record("models", model.digest, model.encoded)
 
+    def rely(self, folder: str, digest: str) -> None:
+        """Count on an object that is in the zoo already: `commit` makes sure that it still is."""
+        self._has(folder, digest)
+
     def inline(self, data: memoryview) -> bool:
         """Whether a literal is short enough to stand in the recipe itself."""
         return len(data) <= _INLINE

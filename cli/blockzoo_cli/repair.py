@@ -17,6 +17,8 @@ def command(app: App, source: Path) -> None:
 
     SOURCE is another zoo, or the folder that a model was ingested from.
     """
-    zoo = app.zoo()
+    from blockzoo.repair import open_damaged
+
+    zoo = open_damaged(app.path)
     app.output.note("reading every object …")
     tell(app.output, zoo.repair(source))
