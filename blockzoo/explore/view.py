@@ -180,14 +180,18 @@ class ModelView:
         """Of :attr:`tensor_bytes`, those that other models have as well."""
         return sum(ref.nbytes for ref in self._distinct.values() if self.sharers.get(ref.digest))
 
-    def __repr__(self) -> str:
+    def heading(self) -> str:
+        """What stands above the chain: name, kind, size, digest, and why it is not served."""
         facts = "  ".join(self._facts())
         lines = [f"{self.name}  {facts}", self.digest]
         if self.not_served:
             lines.append(f"not served: {self.not_served}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
         chain = Table("", _CHAIN, self._chain, note=self._sharing())
         files = Table("", _FILES, self.files().rows)
-        return "\n".join([*lines, "", repr(chain), "", repr(files)])
+        return "\n".join([self.heading(), "", repr(chain), "", repr(files)])
 
     def _repr_html_(self) -> str:
         head = _head(

@@ -102,6 +102,9 @@ def _tell(app: App, zoo: Zoo, done: list[Ingested], failed: list[Failure]) -> No
             "new_bytes": one.new_bytes,
             "seconds": round(one.seconds, 3),
             "already": one.already,
+            "detached": one.detached,
+            "attached": list(one.attached),
+            "notes": list(one.notes),
             "bytes_per_second": one.bytes / one.seconds if one.seconds else None,
         }
         for one in done
@@ -118,6 +121,13 @@ def _tell(app: App, zoo: Zoo, done: list[Ingested], failed: list[Failure]) -> No
     note = f"{format_bytes(new)} of {format_bytes(size)} were new" if done else ""
     data = {"ingested": rows, "failed": [vars(failure) for failure in failed]}
     app.output.record(data, Table("", columns, rows, note), ids=[one.name for one in done])
+    for one in done:
+        for note in one.notes:
+            app.output.note(f"{one.name}: {note}")
+        if one.detached:
+            app.output.note(f"{one.name} waits for its base; it cannot be run before")
+        if one.attached:
+            app.output.note(f"{', '.join(one.attached)} waited for {one.name} and can be run now")
     if done and not failed:
         app.output.hint(f"`blockzoo show {done[-1].name}` shows the chain and what it shares")
 

@@ -54,18 +54,18 @@ class Output:
         else:
             self._draw(table)
 
-    def record(
-        self, data: Mapping[str, Any], shown: Table | str | None = None, ids: Iterable[str] = ()
-    ) -> None:
+    def record(self, data: Mapping[str, Any], *shown: Table | str, ids: Iterable[str] = ()) -> None:
         """One result: `shown` for people, `data` as a versioned JSON object, or `ids`."""
         if self.mode == "json":
             self._json({"format": JSON_FORMAT, **data})
         elif self.mode == "quiet":
             self.ids(ids)
-        elif isinstance(shown, str):
-            click.echo(shown)
-        elif shown is not None:
-            self._draw(shown)
+        else:
+            for part in shown:
+                if isinstance(part, str):
+                    click.echo(part)
+                else:
+                    self._draw(part)
 
     def ids(self, ids: Iterable[str]) -> None:
         """One id a line."""

@@ -15,5 +15,4 @@ def command(app: App, name: str) -> None:
     NAME is a model's name, with or without a tag, or the first digits of its digest.
     """
     view = app.zoo()[name]
-    data = view.to_json()
-    app.output.record(data, view.chain(), ids=[view.digest], before=view.heading())
+    app.output.record(view.to_json(), view.heading(), view.chain(), ids=[view.digest])

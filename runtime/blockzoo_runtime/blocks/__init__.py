@@ -1,0 +1,1 @@
+"""Tensors in memory, each once for all tenants."""
