@@ -14,6 +14,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -30,6 +31,7 @@ from blockzoo.tensors import TensorInfo, bytes_digest, tensor_digest, tensor_has
 _CHUNK = 4 << 20  # bytes copied at a time
 _FLUSH_AT_ONCE = 4 << 20  # bytes; smaller files are flushed together at the end
 _COMPRESS_FROM = 1 << 10  # bytes
+_FLUSHES_AT_ONCE = 8  # a journal takes several in one go
 _INLINE = 192  # bytes; below this a literal costs less in the recipe than as an object
 
 
@@ -141,17 +143,17 @@ class Session:
             then nothing may refer to it, and the caller begins again.
         """
         pending, self._pending = self._pending, {}
-        for staged, _ in pending.values():
-            durable.flush_file(staged)
-        for staged, place in pending.values():
-            self._move(staged, place)
-        present = all(self.objects.find(*key) for key in self._used)
-        for shard in {self.layout.shard(*key) for key in self._used} if present else ():
-            durable.flush_folder(shard)
-        for folder in {folder for folder, _ in self._used}:
-            durable.flush_folder(self.layout.root / folder)
-        durable.flush_folder(self.layout.root)
-        return present
+        with ThreadPoolExecutor(_FLUSHES_AT_ONCE) as pool:
+            list(pool.map(durable.flush_file, [staged for staged, _ in pending.values()]))
+            for staged, place in pending.values():
+                self._move(staged, place)
+            if not all(self.objects.find(*key) for key in self._used):
+                return False
+            # also of objects found in place: whoever wrote them may not have come this far
+            folders = {self.layout.shard(*key) for key in self._used}
+            folders |= {self.layout.root / folder for folder, _ in self._used}
+            list(pool.map(durable.flush_folder, [*folders, self.layout.root]))
+        return True
 
     def _record(self, folder: str, digest: str, encoded: bytes) -> str:
         if not self._has(folder, digest, len(encoded)):
