@@ -118,11 +118,6 @@ SHARED_ADAPTERS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def few_threads() -> None:
-    torch.set_num_threads(2)
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_an_adapter_answers_as_peft_does(name: str, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from blockzoo.execution.executor import Executors
 
@@ -26,11 +25,6 @@ SHARED_MODELS = [
     "checkpoints/babyllama",
     "checkpoints/capp-gpt",
 ]
-
-
-@pytest.fixture(autouse=True)
-def few_threads() -> None:
-    torch.set_num_threads(2)
 
 
 @pytest.mark.parametrize("name", TINY)
