@@ -13,6 +13,7 @@ import math
 import random
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from blockzoo_cli.corpus import Corpus, Function, read_corpus
 
@@ -157,6 +159,8 @@ def train(folder: Path, settings: Settings, progress: Progress) -> list[Trained]
     list of Trained
         The base and the tenants, in the order of :data:`TENANTS`.
     """
+    transformers_logging.disable_progress_bar()  # `progress` is the one that counts
+    transformers_logging.set_verbosity_error()
     _start(folder, settings)
     plan = {"base": ("trained from nothing", "continues documentation")}
     plan |= {tenant.name: (tenant.how, tenant.job) for tenant in TENANTS}
@@ -169,11 +173,13 @@ def train(folder: Path, settings: Settings, progress: Progress) -> list[Trained]
     for name in missing:
         started = time.monotonic()
         torch.manual_seed(0)
-        if name == "base":
-            _train_base(folder, corpus, settings, progress)
-        else:
-            tenant = next(t for t in TENANTS if t.name == name)
-            _train_tenant(folder, tenant, corpus, settings, progress)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers
+            if name == "base":
+                _train_base(folder, corpus, settings, progress)
+            else:
+                tenant = next(t for t in TENANTS if t.name == name)
+                _train_tenant(folder, tenant, corpus, settings, progress)
         seconds[name] = time.monotonic() - started
     return [Trained(n, how, job, folder / n, seconds[n]) for n, (how, job) in plan.items()]
 
