@@ -1,0 +1,122 @@
+"""Many processes at once on one zoo: nothing is lost, whatever the locks do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from blockzoo import Zoo
+from blockzoo.errors import LockedError
+from blockzoo.store.session import NameLock
+from tests.zoos import checkpoint, hashes, run, start
+
+PROCESSES = 8
+
+_GC_LOOP = """
+import sys, time
+from blockzoo import Zoo
+zoo = Zoo(sys.argv[1])
+end = time.time() + float(sys.argv[2])
+freed = 0
+while time.time() < end:
+    freed += zoo.gc().execute()
+print(freed)
+"""
+
+_NO_LOCKS = """
+import fcntl, sys
+fcntl.flock = lambda *_: None
+fcntl.lockf = lambda *_: None
+from blockzoo_cli.main import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight models, each sharing most layers with the others."""
+    root = tmp_path_factory.mktemp("sources")
+    for i in range(PROCESSES):
+        checkpoint(root / f"model{i}", seed=i % 2, layers=6, width=96, changed=(i % 6,))
+    return root
+
+
+def _check(zoo: Zoo, sources: Path, out: Path) -> None:
+    assert zoo.verify().ok
+    for i in range(PROCESSES):
+        zoo.export(f"model{i}", out / f"model{i}")
+        assert hashes(out / f"model{i}") == hashes(sources / f"model{i}")
+
+
+def _leave_old_garbage(zoo: Zoo, sources: Path) -> None:
+    """Objects that no name reaches and that are old: just what a collection takes first, and
+    just what the ingests are about to rely on.
+    """
+    for i in range(PROCESSES):
+        zoo.ingest(sources / f"model{i}")
+    for i in range(PROCESSES):
+        zoo.remove(f"model{i}")
+    for path in zoo.path.rglob("*.*"):
+        if path.is_file():
+            os.utime(path, (1, 1))
+
+
+def test_eight_ingests_beside_a_running_gc_lose_nothing(sources: Path, tmp_path: Path) -> None:
+    for round_ in range(3):
+        zoo = Zoo(tmp_path / f"zoo{round_}")
+        _leave_old_garbage(zoo, sources)
+        collector = start(zoo.path, 4, code=_GC_LOOP)
+        ingests = [
+            start("ingest", sources / f"model{i}", "--zoo", zoo.path) for i in range(PROCESSES)
+        ]
+        for process in ingests:
+            _, error = process.communicate()
+            assert process.returncode == 0, error
+        freed, error = collector.communicate()
+        assert collector.returncode == 0, error
+        assert int(freed) > 0, "the collection had nothing to take: the test shows nothing"
+        _check(zoo, sources, tmp_path / f"out{round_}")
+
+
+def test_without_working_locks_nothing_is_lost_or_corrupt(sources: Path, tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    _leave_old_garbage(zoo, sources)
+    collector = start(zoo.path, 3, code="import fcntl; fcntl.flock = lambda *_: None\n" + _GC_LOOP)
+    ingests = [
+        start("ingest", sources / f"model{i}", "--zoo", zoo.path, code=_NO_LOCKS)
+        for i in range(PROCESSES)
+    ]
+    same_name = [
+        start("ingest", sources / f"model{i}", "--name", "one", "--zoo", zoo.path, code=_NO_LOCKS)
+        for i in range(4)
+    ]
+    for process in [*ingests, *same_name, collector]:
+        _, error = process.communicate()
+        assert process.returncode == 0, error
+    _check(zoo, sources, tmp_path / "out")
+    assert len([row for row in zoo.history("one") if row["action"] == "ingest"]) == 4
+
+
+def test_two_ingests_of_one_name_at_once_are_kept_apart(sources: Path, tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    with NameLock(zoo.objects.layout, "model0"):
+        with pytest.raises(LockedError, match="another process is ingesting 'model0'"):
+            zoo.ingest(sources / "model0")
+        done = run("ingest", sources / "model0", "--zoo", zoo.path)
+        assert done.returncode == 11
+        assert "hint:" in done.stderr
+        zoo.ingest(sources / "model1")
+    zoo.ingest(sources / "model0")
+    assert zoo.verify().ok
+
+
+def test_a_collection_that_would_take_what_is_being_written_is_refused(tmp_path: Path) -> None:
+    from blockzoo.store.session import Session
+
+    zoo = Zoo(tmp_path / "zoo")
+    with Session(zoo.objects):
+        with pytest.raises(LockedError):
+            zoo.gc(older_than=0)
+        assert not zoo.gc().objects

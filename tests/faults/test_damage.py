@@ -1,0 +1,149 @@
+"""Every changed byte is found, what it hurts is named, and repair puts it right."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from blockzoo import Zoo
+from blockzoo.errors import DamagedError
+from blockzoo.repair import open_damaged
+from tests.zoos import checkpoint, hashes, run
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zoo of two related models, beside the folders they came from."""
+    root = tmp_path_factory.mktemp("good")
+    checkpoint(root / "base", seed=1, layers=3)
+    checkpoint(root / "tune", seed=1, layers=3, changed=(2,))
+    zoo = Zoo(root / "zoo")
+    zoo.ingest(root / "base")
+    zoo.ingest(root / "tune", "tune:v1")
+    zoo.ingest(root / "base", "acme/base")
+    return root
+
+
+def _change_byte(path: Path, dice: random.Random) -> str:
+    data = bytearray(path.read_bytes())
+    place = dice.randrange(len(data))
+    data[place] ^= dice.randrange(1, 256)
+    path.chmod(0o644)
+    path.write_bytes(data)
+    return f"byte {place} of {path}"
+
+
+def _files(zoo: Path) -> list[Path]:
+    """Every file of a zoo but those that may be dropped at any time."""
+    droppable = ("tmp", "cache")
+    return sorted(
+        path
+        for path in zoo.rglob("*")
+        if path.is_file() and path.relative_to(zoo).parts[0] not in droppable
+    )
+
+
+def test_every_changed_byte_is_found_and_repaired_from_another_zoo(
+    good: Path, tmp_path: Path
+) -> None:
+    """300 single bytes: half anywhere, half spread over the small files, refs and headers."""
+    zoo_path = tmp_path / "zoo"
+    shutil.copytree(good / "zoo", zoo_path)
+    dice = random.Random(300)
+    files = _files(zoo_path)
+    small = [path for path in files if path.suffix != ".safetensors"]
+    for round_ in range(300):
+        path = dice.choice(small if round_ % 2 else files)
+        what = _change_byte(path, dice)
+        if path.name == "zoo.json":
+            with pytest.raises(DamagedError):
+                Zoo(zoo_path)
+            zoo = open_damaged(zoo_path)
+        else:
+            zoo = Zoo(zoo_path)
+            report = zoo.verify()
+            assert not report.ok, f"{what} was not found"
+            named = {problem.path for problem in report.problems if problem.path}
+            assert path in named, f"{what} was blamed on {named}"
+        assert zoo.repair(good / "zoo").ok, f"{what} was not repaired"
+        assert Zoo(zoo_path).verify().ok
+    Zoo(zoo_path).export("base", tmp_path / "out")
+    assert hashes(tmp_path / "out") == hashes(good / "base")
+
+
+def test_damage_is_repaired_from_the_original_folder(good: Path, tmp_path: Path) -> None:
+    zoo_path = tmp_path / "zoo"
+    shutil.copytree(good / "zoo", zoo_path)
+    dice = random.Random(7)
+    for _ in range(25):
+        path = dice.choice(_files(zoo_path))
+        what = _change_byte(path, dice)
+        zoo = open_damaged(zoo_path)
+        zoo.repair(good / "base")
+        assert zoo.repair(good / "tune").ok, f"{what}: {zoo.verify()}"
+    for name in ("base", "tune"):
+        Zoo(zoo_path).export(name, tmp_path / name)
+        assert hashes(tmp_path / name) == hashes(good / name)
+
+
+def test_missing_objects_of_every_kind_are_restored(good: Path, tmp_path: Path) -> None:
+    zoo_path = tmp_path / "zoo"
+    for source in (good / "zoo", good / "base"):
+        shutil.copytree(good / "zoo", zoo_path)
+        for folder in ("tensors", "blocks", "models", "files"):
+            shutil.rmtree(zoo_path / folder)
+        zoo = Zoo(zoo_path)
+        assert not zoo.verify().ok
+        report = zoo.repair(source)
+        if source.name == "base":
+            report = zoo.repair(good / "tune")
+        assert report.ok, report
+        shutil.rmtree(zoo_path)
+
+
+def test_verify_names_the_models_that_damage_hurts(good: Path, tmp_path: Path) -> None:
+    zoo_path = tmp_path / "zoo"
+    shutil.copytree(good / "zoo", zoo_path)
+    zoo = Zoo(zoo_path)
+    model = zoo.model("tune")
+    own = zoo.blocks_of(model)[model.chain[-2].block]
+    digest = own.tensors["mlp.up_proj.weight"].digest
+    path = zoo.objects.find("tensors", digest)
+    assert path
+    _change_byte(path, random.Random(1))
+    (problem,) = zoo.verify().problems
+    assert problem.hurts == ("tune:latest", "tune:v1")
+    done = run("verify", "--zoo", zoo_path)
+    assert done.returncode == 12
+    assert "tune" in done.stdout + done.stderr
+
+
+def test_a_damaged_object_is_never_read_as_if_it_were_sound(good: Path, tmp_path: Path) -> None:
+    zoo_path = tmp_path / "zoo"
+    shutil.copytree(good / "zoo", zoo_path)
+    for path in (zoo_path / "tensors").rglob("*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.chmod(0o644)
+        path.write_bytes(data)
+    with pytest.raises(DamagedError, match="its bytes were changed"):
+        Zoo(zoo_path).export("base", tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    done = run("export", "base", tmp_path / "out2", "--zoo", zoo_path)
+    assert done.returncode == 12
+    assert "hint:" in done.stderr
+
+
+def test_an_ingest_heals_an_object_of_the_wrong_length(good: Path, tmp_path: Path) -> None:
+    zoo_path = tmp_path / "zoo"
+    shutil.copytree(good / "zoo", zoo_path)
+    path = next((zoo_path / "tensors").rglob("*.safetensors"))
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    zoo = Zoo(zoo_path)
+    zoo.ingest(good / "base")
+    zoo.ingest(good / "tune")
+    assert zoo.verify().ok
