@@ -15,7 +15,7 @@ from blockzoo.explore.values import SHORT_DIGEST, Kind, format_value
 
 _TEXT_ROWS = 60
 _HTML_ROWS = 500
-_LEFT: tuple[Kind, ...] = ("text", "digest", "time")
+_LEFT: tuple[Kind, ...] = ("text", "digest", "time", "shape")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Table:
         return self.to_text(_TEXT_ROWS)
 
     def to_text(self, limit: int | None = None) -> str:
-        """The table as plain text, at most `limit` of its rows."""
+        """The table as plain text, all of its rows or the first ``limit``."""
         shown = [self.cells(row) for row in self.rows[:limit]]
         grid = [[column.title for column in self.columns], *shown]
         widths = [max(len(line[i]) for line in grid) for i in range(len(self.columns))]
@@ -163,6 +163,6 @@ def _cell(column: Column, value: Any) -> str:
     if column.kind == "digest":
         full = html.text(value) if isinstance(value, str) and len(value) > SHORT_DIGEST else ""
         return f'<td><code title="{full}">{shown}</code></td>'
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and column.kind != "shape":
         return f'<td class="bz-wrap">{shown}</td>'
     return f"<td{_right(column)}>{shown}</td>"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Literal
 
-Kind = Literal["text", "bytes", "int", "float", "percent", "time", "digest", "ratio"]
+Kind = Literal["text", "bytes", "int", "float", "percent", "time", "digest", "ratio", "shape"]
 
 #: how many of a digest's 64 hex digits are shown; `Zoo.resolve` takes any 8 or more
 SHORT_DIGEST = 12
@@ -58,10 +58,13 @@ def format_value(value: Any, kind: Kind = "text") -> str:
         ``None`` reads as nothing; a list reads as its items with commas.
     kind
         ``bytes`` takes a count, ``percent`` and ``ratio`` a fraction, ``time`` seconds since
-        1970 (shown in local time) or text that is kept as it is, ``digest`` hex digits.
+        1970 (shown in local time) or text that is kept as it is, ``digest`` hex digits,
+        ``shape`` a list of dimensions.
     """
     if value is None:
         return ""
+    if kind == "shape":
+        return format_shape(value)
     if isinstance(value, (list, tuple, set, frozenset)):
         items = sorted(value) if isinstance(value, (set, frozenset)) else value
         return ", ".join(format_value(item, kind) for item in items)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from blockzoo.errors import NotFoundError
 from blockzoo.explore import html
 from blockzoo.explore.table import Column, Table
 from blockzoo.explore.values import SHORT_DIGEST, format_bytes, format_percent, format_shape
@@ -33,7 +34,7 @@ _CHAIN = (
 _TENSORS = (
     Column("name", "tensor"),
     Column("dtype"),
-    Column("shape"),
+    Column("shape", kind="shape"),
     Column("bytes", kind="bytes"),
     Column("digest", kind="digest"),
     Column("shared_with", "shared with"),
@@ -145,6 +146,37 @@ class ModelView:
     def chain(self) -> Table:
         """One row a block, in order of execution; an adapter's row follows its hop's."""
         return Table(f"{self.name}: chain", _CHAIN, self._chain, note=self._sharing())
+
+    def block(self, hop: str, adapter: int | None = None) -> BlockView:
+        """The block at a hop, or one of the adapter blocks attached there.
+
+        Parameters
+        ----------
+        hop : str
+            Its name, such as ``"layers.3.attention"``.
+        adapter : int, optional
+            Which of the hop's adapters, from 0.
+
+        Raises
+        ------
+        NotFoundError
+            Where the chain has no such hop or adapter, or a detached adapter's base is absent.
+        """
+        found = next((h for h in self.model.chain if h.name == hop), None)
+        if found is None:
+            names = ", ".join(h.name for h in self.model.chain)
+            raise NotFoundError(f"{self.name} has no hop {hop!r}", hint=f"it has {names}")
+        if adapter is not None and not 0 <= adapter < len(found.adapters):
+            raise NotFoundError(f"{self.name} has {len(found.adapters)} adapters on {hop}")
+        digest = found.block if adapter is None else found.adapters[adapter]
+        if digest not in self.blocks:
+            raise NotFoundError(f"the block of {hop} is not in this zoo")
+        users = sorted({self.name, *self.sharers.get(digest, ())})
+        tensors = self.blocks[digest].tensors.values()
+        sharers = {
+            ref.digest: sorted({self.name, *self.sharers.get(ref.digest, ())}) for ref in tensors
+        }
+        return BlockView(self.blocks[digest], users, sharers)
 
     def files(self) -> Table:
         """The original files, as `export` gives them back."""
@@ -300,7 +332,7 @@ def _tensor_row(name: str, ref: TensorRef, sharers: Sharers) -> dict[str, Any]:
     return {
         "name": name,
         "dtype": ref.dtype,
-        "shape": format_shape(ref.shape),
+        "shape": list(ref.shape),
         "bytes": ref.nbytes,
         "digest": ref.digest,
         "shared_with": list(sharers.get(ref.digest, ())),
