@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from blockzoo.partition.adapter_config import not_applied
+from blockzoo.partition.checks import FLOATS
 from blockzoo.partition.family import Family
 from blockzoo.records import Block, Hop, Model
-
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
 def adapter_not_served(model: Model, blocks: Mapping[str, Block], family: Family) -> str | None:
@@ -45,7 +44,7 @@ def _of_block(hop: Hop, adapter: Block, base: Block, family: Family) -> str | No
     if spec["config"].get("ensure_weight_tying") and not hop.prefix and modules:
         return "its option ensure_weight_tying is not applied to adapted embeddings"
     for name, ref in adapter.tensors.items():
-        if ref.dtype not in _FLOATS:
+        if ref.dtype not in FLOATS:
             return f"its tensor {name} is {ref.dtype}, not floating point"
     # PEFT loads these into the base's own parameter, so that a tied head would change with it
     tokens = f"{family.root}{family.tokens}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from blockzoo.errors import SourceError
 from blockzoo.partition.adapter_places import Base
+from blockzoo.partition.families import FAMILIES
 from blockzoo.tensors import TensorRef
 
 Shape = tuple[int, ...]
@@ -120,8 +121,6 @@ def check_virtual(kind: str, config: Mapping[str, Any], ref: TensorRef, base: Ba
         expected = base.layers * 2 * _cached_width(base.config)
         what = f"keys and values of {base.layers} layers"
     else:
-        from blockzoo.partition.families import FAMILIES
-
         family = FAMILIES[base.family]
         weight = base.weight(f"{family.root}{family.tokens}")
         if weight is None:

@@ -15,6 +15,8 @@ from blockzoo.tensors import TensorInfo
 
 #: config keys under which quantised checkpoints say how their weights are packed
 QUANTISED = ("quantization_config", "compression_config")
+#: dtypes that transformers casts to the one it computes in
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
 def check_shapes(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> None:

@@ -8,15 +8,13 @@ from typing import Any
 from blockzoo.errors import SourceError
 from blockzoo.partition import spec as specs
 from blockzoo.partition.adapter_serving import adapter_not_served
-from blockzoo.partition.checks import QUANTISED, expected_tensors
+from blockzoo.partition.checks import FLOATS, QUANTISED, expected_tensors
 from blockzoo.partition.families import family_of_config
 from blockzoo.partition.family import Family
 from blockzoo.partition.names import canonical_names, resolve_ties
 from blockzoo.records import Block, Model
 from blockzoo.tensors import TensorRef
 
-#: dtypes that transformers casts to the one it computes in
-_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 _ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 _ATTENTIONS = ("full_attention", "sliding_attention")
 _MOST_LAYERS = 10_000  # a config may say any number
@@ -118,7 +116,7 @@ def _of_tensors(
     ]
     if unexpected:
         return f"tensors have no place in a {family.name} model: {_some(unexpected)}"
-    packed = [n for n in sorted(expected) if n in tensors and tensors[n].dtype not in _FLOATS]
+    packed = [n for n in sorted(expected) if n in tensors and tensors[n].dtype not in FLOATS]
     if packed:
         return f"weights are {tensors[packed[0]].dtype}, not floating point: {_some(packed)}"
     return None

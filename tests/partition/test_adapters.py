@@ -106,7 +106,7 @@ SERVED: dict[str, tuple[str, Any]] = {
             task_type="CAUSAL_LM", num_virtual_tokens=3, modules_to_save=["lm_head"]
         ),
     ),
-    "narrow prompt": (
+    "prompt opt": (
         "opt",
         peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from partition_models import CONFIGS, family_name, random_model, read, saved
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -164,10 +166,6 @@ def test_ties_are_resolved_as_from_pretrained_does(
         del state[tokens]
     if stored == "tokens only":
         del state["lm_head.weight"]
-
-    import json
-
-    from safetensors.torch import save_file
 
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(config))
