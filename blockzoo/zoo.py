@@ -7,7 +7,6 @@ in `ingest`, `export`, `repair` and the packages below.
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -278,96 +277,33 @@ class Zoo:
 
     def models(self) -> Table:
         """Every named model: kind, size, what it added."""
-        from blockzoo.explore.table import Column, Table
+        from blockzoo.explore import listing
 
-        columns = (
-            Column("name"),
-            Column("tags"),
-            Column("kind"),
-            Column("family"),
-            Column("digest", kind="digest"),
-            Column("bytes", kind="bytes"),
-            Column("new_bytes", "new", kind="bytes"),
-            Column("time", "ingested", kind="time"),
-        )
-        rows = []
-        for ref in self.refs.all():
-            for target in dict.fromkeys(ref.tags.values()):
-                tags = sorted(tag for tag, to in ref.tags.items() if to == target)
-                name = ref.name if LATEST in tags else f"{ref.name}:{tags[0]}"
-                others = [tag for tag in tags if tag != LATEST]
-                kind = "detached adapter" if target.detached else target.kind
-                rows.append(vars(target) | {"name": name, "tags": others, "kind": kind})
-        return Table("models", columns, rows)
+        return listing.models(self)
 
     def blocks(self) -> Table:
         """Every distinct block that a name reaches, and how many models use it."""
-        from blockzoo.explore.table import Column, Table
-        from blockzoo.store.reach import reach, roots
+        from blockzoo.explore import listing
 
-        found = reach(self.objects, roots(self.refs))
-        columns = (
-            Column("digest", "block", kind="digest"),
-            Column("kind"),
-            Column("hops"),
-            Column("tensors", kind="int"),
-            Column("bytes", kind="bytes"),
-            Column("models", kind="int"),
-        )
-        hops: dict[str, set[str]] = {}
-        users: dict[str, int] = {}
-        for model in found.models.values():
-            own = {(d, hop.name) for hop in model.chain for d in (hop.block, *hop.adapters) if d}
-            for digest, hop_name in own:
-                hops.setdefault(digest, set()).add(hop_name)
-            for digest in {digest for digest, _ in own}:
-                users[digest] = users.get(digest, 0) + 1
-        rows = [
-            {
-                "digest": digest,
-                "kind": block.kind,
-                "hops": sorted(hops.get(digest, ())),
-                "tensors": len(block.tensors),
-                "bytes": block.nbytes,
-                "models": users.get(digest, 0),
-            }
-            for digest, block in found.blocks.items()
-        ]
-        return Table("blocks", columns, rows)
+        return listing.blocks(self)
 
     def __getitem__(self, name: str) -> ModelView:
         """A model's chain as it is shown: hops, digests, sizes, and who shares each."""
-        from blockzoo.explore.view import ModelView
-        from blockzoo.store.reach import reach, roots
+        from blockzoo.explore import listing
 
-        model = self.model(name)
-        named = {d: {_plain(n) for n in names} for d, names in roots(self.refs).items()}
-        others = reach(self.objects, {d: n for d, n in named.items() if d != model.digest})
-        sharers = {digest: sorted(names) for (_, digest), names in others.names.items()}
-        base = min(named.get(model.base, {model.base[:12]})) if model.base else None
-        blocks = self.blocks_of(model)
-        return ModelView(name, model, blocks, sharers, base, self.why_not_served(model))
+        return listing.view(self, name)
 
     def stats(self) -> Stats:
         """Logical and stored bytes, and the saving."""
-        from blockzoo.explore.stats import Stats
-        from blockzoo.store.reach import reach, roots
+        from blockzoo.explore import listing
 
-        named = roots(self.refs)
-        found = reach(self.objects, named)
-        for error in found.unread.values():
-            raise error
-        models = [found.models[digest] for digest in named]
-        sizes = found.tensors
-        return Stats(
-            models=sum(model.kind == "model" for model in models),
-            adapters=sum(model.kind == "adapter" for model in models),
-            blocks=len(found.blocks),
-            tensors=len(sizes),
-            logical_bytes=sum(model.nbytes for model in models),
-            distinct_tensor_bytes=sum(sizes.values()),
-            stored_bytes=self._stored_bytes(),
-        )
+        return listing.stats(self)
+
+    def history(self, name: str) -> Table:
+        """What a name pointed to, oldest first."""
+        from blockzoo.explore import listing
+
+        return listing.history(self, name)
 
     def diff(self, first: str, second: str) -> Table:
         """Two models tensor by tensor; see `explore.diff`."""
@@ -378,20 +314,6 @@ class Zoo:
         return diff(self.objects, left, right)
 
     # names
-
-    def history(self, name: str) -> Table:
-        """What a name pointed to, oldest first."""
-        from blockzoo.explore.table import Column, Table
-
-        columns = (
-            Column("time", kind="time"),
-            Column("action"),
-            Column("tag"),
-            Column("digest", kind="digest"),
-            Column("source"),
-        )
-        rows = [vars(event) for event in self.refs.history(split_name(name)[0])]
-        return Table(f"history of {name}", columns, rows)
 
     def tag(self, name: str, new_name: str) -> None:
         """Let `new_name` point to what `name` (a name or a digest) points to."""
@@ -467,15 +389,6 @@ class Zoo:
         for key in reach(self.objects, {model.digest: ()}).names:
             session.rely(*key)
 
-    def _stored_bytes(self) -> int:
-        """What the zoo's files take, ``cache/`` and ``tmp/`` left out."""
-        total = 0
-        for folder, folders, files in os.walk(self.path):
-            if Path(folder) == self.path:
-                folders[:] = [name for name in folders if name not in ("cache", "tmp")]
-            total += sum(os.lstat(os.path.join(folder, file)).st_size for file in files)
-        return total
-
 
 def _locate(source: str | Path) -> Path:
     """A local path as it is; a Hub id is downloaded."""
@@ -490,7 +403,3 @@ def _locate(source: str | Path) -> Path:
 def _is_hub_id(source: str) -> bool:
     parts = source.split("/")
     return len(parts) == 2 and all(parts) and not source.startswith((".", "~"))
-
-
-def _plain(name: str) -> str:
-    return name.removesuffix(f":{LATEST}")

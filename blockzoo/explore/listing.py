@@ -1,0 +1,134 @@
+"""The tables a zoo shows of itself: models, blocks, history, statistics, one model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blockzoo.explore.stats import Stats
+from blockzoo.explore.table import Column, Table
+from blockzoo.explore.view import ModelView
+from blockzoo.store.reach import reach, roots
+from blockzoo.store.refs import LATEST, split_name
+
+if TYPE_CHECKING:
+    from blockzoo.zoo import Zoo
+
+_MODELS = (
+    Column("name"),
+    Column("tags"),
+    Column("kind"),
+    Column("family"),
+    Column("digest", kind="digest"),
+    Column("bytes", kind="bytes"),
+    Column("new_bytes", "new", kind="bytes"),
+    Column("time", "ingested", kind="time"),
+)
+_BLOCKS = (
+    Column("digest", "block", kind="digest"),
+    Column("kind"),
+    Column("hops"),
+    Column("tensors", kind="int"),
+    Column("bytes", kind="bytes"),
+    Column("models", kind="int"),
+)
+_HISTORY = (
+    Column("time", kind="time"),
+    Column("action"),
+    Column("tag"),
+    Column("digest", kind="digest"),
+    Column("source"),
+)
+
+
+def models(zoo: Zoo) -> Table:
+    """Every named model; reads the names' newest entries and nothing else."""
+    rows = []
+    for ref in zoo.refs.all():
+        for target in dict.fromkeys(ref.tags.values()):
+            tags = sorted(tag for tag, to in ref.tags.items() if to == target)
+            name = ref.name if LATEST in tags else f"{ref.name}:{tags[0]}"
+            others = [tag for tag in tags if tag != LATEST]
+            kind = "detached adapter" if target.detached else target.kind
+            rows.append(vars(target) | {"name": name, "tags": others, "kind": kind})
+    return Table("models", _MODELS, rows)
+
+
+def blocks(zoo: Zoo) -> Table:
+    """Every distinct block that a name reaches, where it stands and how many models use it."""
+    found = reach(zoo.objects, roots(zoo.refs))
+    hops: dict[str, set[str]] = {}
+    users: dict[str, set[str]] = {}
+    for model in found.models.values():
+        for hop in model.chain:
+            for digest in filter(None, (hop.block, *hop.adapters)):
+                hops.setdefault(digest, set()).add(hop.name)
+                users.setdefault(digest, set()).add(model.digest)
+    rows = [
+        {
+            "digest": digest,
+            "kind": block.kind,
+            "hops": sorted(hops[digest]),
+            "tensors": len(block.tensors),
+            "bytes": block.nbytes,
+            "models": len(users[digest]),
+        }
+        for digest, block in found.blocks.items()
+    ]
+    return Table("blocks", _BLOCKS, rows)
+
+
+def view(zoo: Zoo, name: str) -> ModelView:
+    """One model's chain, and which other names share each block and tensor."""
+    model = zoo.model(name)
+    named = {d: {_plain(n) for n in names} for d, names in roots(zoo.refs).items()}
+    others = reach(zoo.objects, {d: n for d, n in named.items() if d != model.digest})
+    sharers = {digest: sorted(names) for (_, digest), names in others.names.items()}
+    base = min(named.get(model.base, {model.base[:12]})) if model.base else None
+    return ModelView(name, model, zoo.blocks_of(model), sharers, base, zoo.why_not_served(model))
+
+
+def stats(zoo: Zoo) -> Stats:
+    """What the named models take, with and without sharing.
+
+    Raises
+    ------
+    DamagedError
+        Where a record cannot be read.
+    """
+    named = roots(zoo.refs)
+    found = reach(zoo.objects, named)
+    for error in found.unread.values():
+        raise error
+    kept = [found.models[digest] for digest in named]
+    sizes = found.tensors
+    return Stats(
+        models=sum(model.kind == "model" for model in kept),
+        adapters=sum(model.kind == "adapter" for model in kept),
+        blocks=len(found.blocks),
+        tensors=len(sizes),
+        logical_bytes=sum(model.nbytes for model in kept),
+        distinct_tensor_bytes=sum(sizes.values()),
+        stored_bytes=_stored_bytes(zoo.path),
+    )
+
+
+def history(zoo: Zoo, name: str) -> Table:
+    """What a name pointed to, oldest first."""
+    rows = [vars(event) for event in zoo.refs.history(split_name(name)[0])]
+    return Table(f"history of {name}", _HISTORY, rows)
+
+
+def _stored_bytes(root: Path) -> int:
+    """What the zoo's files take, ``cache/`` and ``tmp/`` left out."""
+    total = 0
+    for folder, folders, files in os.walk(root):
+        if Path(folder) == root:
+            folders[:] = [name for name in folders if name not in ("cache", "tmp")]
+        total += sum(os.lstat(os.path.join(folder, file)).st_size for file in files)
+    return total
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix(f":{LATEST}")
