@@ -225,7 +225,7 @@ def attach(
         Where it was made for another base.
     """
     tensors = {
-        f"base_model.model.{hop.prefix}{name}": ref
+        hop.prefix + name: ref
         for hop in model.chain
         for digest in hop.adapters
         for name, ref in blocks[digest].tensors.items()
