@@ -9,13 +9,14 @@ in time on two cores.
 from __future__ import annotations
 
 import json
-import math
 import random
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from blockzoo_cli.corpus import Corpus, Function, read_corpus
+from blockzoo_cli.fitting import Batches, Schedule, best_threads, fit
 
 #: told the stage's name, how much of it is done (0 to 1), and a remark such as the loss
 Progress = Callable[[str, float, str], None]
-#: input ids and labels, each (rows, positions) int64
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 END = "<|end|>"
 _IGNORED = -100  # transformers' label for positions without a loss
@@ -46,11 +46,11 @@ class Settings:
     layers: int = 6
     heads: int = 4
     context: int = 128
-    batch: int = 16
-    base_steps: int = 300
-    base_seconds: float = 60.0
-    tenant_steps: int = 60
-    tenant_seconds: float = 10.0
+    batch: int = 6
+    base_steps: int = 900
+    base_seconds: float = 62.0
+    tenant_steps: int = 160
+    tenant_seconds: float = 9.0
 
 
 FULL = Settings()
@@ -170,17 +170,16 @@ def train(folder: Path, settings: Settings, progress: Progress) -> list[Trained]
         progress("read the standard library", 0.0, "")
         corpus = read_corpus(settings.modules)
         progress("read the standard library", 1.0, f"{len(corpus.texts):,} texts")
-    for name in missing:
-        started = time.monotonic()
-        torch.manual_seed(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers
+    with _ready(settings) if missing else nullcontext():
+        for name in missing:
+            started = time.monotonic()
+            torch.manual_seed(0)
             if name == "base":
                 _train_base(folder, corpus, settings, progress)
             else:
                 tenant = next(t for t in TENANTS if t.name == name)
                 _train_tenant(folder, tenant, corpus, settings, progress)
-        seconds[name] = time.monotonic() - started
+            seconds[name] = time.monotonic() - started
     return [Trained(n, how, job, folder / n, seconds[n]) for n, (how, job) in plan.items()]
 
 
@@ -195,10 +194,8 @@ def _start(folder: Path, settings: Settings) -> None:
     made_with.write_text(wanted)
 
 
-def _train_base(folder: Path, corpus: Corpus, settings: Settings, progress: Progress) -> None:
-    progress("base", 0.0, "tokenizer")
-    tokenizer = _tokenizer(corpus.texts, settings)
-    config = LlamaConfig(
+def _config(settings: Settings, end: int) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=settings.vocabulary,
         hidden_size=settings.width,
         intermediate_size=settings.width * 3,
@@ -208,14 +205,30 @@ def _train_base(folder: Path, corpus: Corpus, settings: Settings, progress: Prog
         max_position_embeddings=4 * settings.context,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
+        eos_token_id=end,
+        pad_token_id=end,
     )
-    model = LlamaForCausalLM(config)
+
+
+@contextmanager
+def _ready(settings: Settings) -> Iterator[None]:
+    """Within, training is as fast as it gets here, and PEFT keeps its remarks to itself."""
+    model = LlamaForCausalLM(_config(settings, 0))
+    ids = torch.zeros(settings.batch, settings.context, dtype=torch.int64)
+    with best_threads(model, ids), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _train_base(folder: Path, corpus: Corpus, settings: Settings, progress: Progress) -> None:
+    progress("base", 0.0, "tokenizer")
+    tokenizer = _tokenizer(corpus.texts, settings)
+    model = LlamaForCausalLM(_config(settings, tokenizer.eos_token_id))
     encoded = tokenizer(list(corpus.texts))["input_ids"]
     stream = torch.tensor([i for ids in encoded for i in [*ids, tokenizer.eos_token_id]])
     windows = _windows(stream, settings)
-    _fit(model, windows, 4e-3, settings.base_steps, settings.base_seconds, "base", progress)
+    schedule = Schedule(4e-3, settings.base_steps, settings.base_seconds)
+    fit(model, windows, schedule, partial(progress, "base"))
     _save(model.to(torch.bfloat16), tokenizer, folder / "base")
 
 
@@ -228,10 +241,8 @@ def _train_tenant(
     model = tenant.tune(base)
     pairs = [(f.summary, answer) for f in corpus.functions if (answer := tenant.answer(f))]
     examples = _examples(pairs, tokenizer, settings)
-    _fit(
-        model, examples, tenant.rate, settings.tenant_steps, settings.tenant_seconds,
-        tenant.name, progress,
-    )  # fmt: skip
+    schedule = Schedule(tenant.rate, settings.tenant_steps, settings.tenant_seconds)
+    fit(model, examples, schedule, partial(progress, tenant.name))
     if tenant.merge:
         model = model.merge_and_unload()
     adapter = hasattr(model, "peft_config")
@@ -291,35 +302,3 @@ def _examples(pairs: Sequence[tuple[str, str]], tokenizer: Any, settings: Settin
             ids[row, : len(tokens)] = tokens
             labels[row, len(q) : len(tokens)] = tokens[len(q) :]
         yield ids, labels
-
-
-def _fit(
-    model: Any,
-    batches: Batches,
-    rate: float,
-    steps: int,
-    seconds: float,
-    name: str,
-    progress: Progress,
-) -> None:
-    """AdamW with a short warm-up and a cosine decay, ended by the steps or by the clock."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
-    model.train()
-    started = time.monotonic()
-    for step in range(steps):
-        done = max(step / steps, (time.monotonic() - started) / seconds)
-        if done >= 1:
-            break
-        warmup = min(1.0, (step + 1) / max(1, steps // 15))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * warmup * (0.02 + 0.98 * math.cos(math.pi / 2 * done) ** 2)
-        ids, labels = next(batches)
-        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        progress(name, done, f"loss {loss.item():.2f}")
-    model.eval()
-    progress(name, 1.0, f"loss {loss.item():.2f}")
