@@ -12,7 +12,7 @@ from blockzoo_cli.verb import App, verb
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
-class Age(click.ParamType):
+class Age(click.ParamType[float]):
     """A length of time such as ``90``, ``30m``, ``2h``, ``7d``; seconds without a unit."""
 
     name = "age"

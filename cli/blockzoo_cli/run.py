@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -53,6 +54,9 @@ def command(
         if sys.stdin.isatty():
             app.output.note("reading the prompt from stdin; Ctrl-D ends it")
         prompt = sys.stdin.read()
+
+    # its warnings are for who wrote the checkpoint, not for who runs it
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
     from blockzoo_runtime import LLM, Prompt, Request, Sampling
 

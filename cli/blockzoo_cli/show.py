@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import click
 
 from blockzoo_cli.verb import App, verb
+
+if TYPE_CHECKING:
+    from blockzoo.explore.table import Table
+
+_NAMES_SHOWN = 3
 
 
 @verb("show")
@@ -15,4 +23,17 @@ def command(app: App, name: str) -> None:
     NAME is a model's name, with or without a tag, or the first digits of its digest.
     """
     view = app.zoo()[name]
-    app.output.record(view.to_json(), view.heading(), view.chain(), ids=[view.digest])
+    chain = _shortened(view.chain())
+    app.output.record(view.to_json(), view.heading(), chain, ids=[view.digest])
+
+
+def _shortened(chain: Table) -> Table:
+    """The chain with at most a few names a row; --json has them all."""
+    rows = []
+    for row in chain:
+        names = row["shared_with"]
+        more = len(names) - _NAMES_SHOWN
+        if more > 1:
+            names = [*names[:_NAMES_SHOWN], f"{more} more"]
+        rows.append({**row, "shared_with": names})
+    return replace(chain, title="", rows=rows)

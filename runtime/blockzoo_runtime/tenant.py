@@ -196,7 +196,6 @@ class Tenants:
         asked = json.loads(bytes(generation)) if generation is not None else None
         eos = asked.get("eos_token_id") if asked is not None else full.eos_token_id
         limits = [full.max_position_embeddings, chain.max_positions]
-        rope = getattr(full, "rope_parameters", None) or {}
         return Tenant(
             digest=digest,
             model=model,
@@ -217,8 +216,15 @@ class Tenants:
             vocabulary=full.vocab_size,
             context=min((n for n in limits if isinstance(n, int)), default=None),
             equal_lengths=model.family in _PADDING_IS_HEARD
-            or rope.get("rope_type") in _LENGTH_IS_HEARD,
+            or any(kind in _LENGTH_IS_HEARD for kind in _rope_types(full)),
         )
+
+
+def _rope_types(config: Any) -> list[str]:
+    """The kinds of rotary embedding of a model: one, or one for each kind of attention."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    each = [parameters, *(value for value in parameters.values() if isinstance(value, Mapping))]
+    return [kind for one in each if isinstance(kind := one.get("rope_type"), str)]
 
 
 def own_dtype(config: Mapping[str, Any], model: Model, blocks: Mapping[str, Block]) -> torch.dtype:

@@ -45,6 +45,7 @@ class ResidentTensors:
         self._kept: OrderedDict[Key, torch.Tensor] = OrderedDict()  # least recently used first
         self._holders: Counter[Key] = Counter()
         self._in_use: set[Key] = set()
+        self._parts: dict[Key, tuple[Key, ...]] = {}  # of derived tensors
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -80,8 +81,25 @@ class ResidentTensors:
             finally:
                 self._in_use.clear()
 
-    def get(self, key: Key, load: Callable[[], torch.Tensor], keep: bool = True) -> torch.Tensor:
-        """The tensor under `key`, loaded where it is absent."""
+    def get(
+        self,
+        key: Key,
+        load: Callable[[], torch.Tensor],
+        *,
+        parts: tuple[Key, ...] = (),
+        keep: bool = True,
+    ) -> torch.Tensor:
+        """The tensor under `key`, loaded where it is absent.
+
+        Parameters
+        ----------
+        key : Key
+        load : callable
+        parts : tuple of Key
+            For a derived tensor, what it is made from.
+        keep : bool
+            Whether a tensor loaded now stays.
+        """
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -92,6 +110,8 @@ class ResidentTensors:
                 self._in_use.add(key)
                 self._make_room(tensor.nbytes)
                 self._kept[key] = tensor
+                if parts:
+                    self._parts[key] = parts
                 self.nbytes += tensor.nbytes
             return tensor
 
@@ -103,7 +123,7 @@ class ResidentTensors:
     def hold(self, keys: Iterable[Key]) -> None:
         """Count one more model that uses these."""
         with self._lock:
-            self._holders.update(keys)
+            self._holders.update(list(keys))  # a mapping would be taken for counts
 
     def release(self, keys: Iterable[Key]) -> None:
         """Count one less; what no model uses any more goes at once."""
@@ -112,8 +132,9 @@ class ResidentTensors:
                 self._holders[key] -= 1
                 if self._holders[key] <= 0:
                     del self._holders[key]
-                    if key in self._kept:
-                        self._drop(key)
+            for key in list(self._kept):
+                if not all(part in self._holders for part in self._parts.get(key, (key,))):
+                    self._drop(key)
 
     def _make_room(self, wanted: int) -> None:
         if self.budget is None:
@@ -126,6 +147,7 @@ class ResidentTensors:
 
     def _drop(self, key: Key) -> None:
         self.nbytes -= self._kept.pop(key).nbytes
+        self._parts.pop(key, None)
 
 
 class _Source:
@@ -144,7 +166,8 @@ class _Source:
             # the parts are not kept: what is made from them holds the same values
             return build([self._part(part) for part in parts])
 
-        return self._resident.get((key, self._dtype), make)
+        keys = tuple((part.digest, self._dtype) for part in parts)
+        return self._resident.get((key, self._dtype), make, parts=keys)
 
     def _part(self, ref: TensorRef) -> torch.Tensor:
         key = (ref.digest, self._dtype)
