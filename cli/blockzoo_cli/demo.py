@@ -169,15 +169,14 @@ def _asked(trained: Sequence[Trained], prompt: str, answers: dict[str, Any]) -> 
     ]
     note = (
         f"answered from {format_bytes(answers['resident_bytes'])} of weights in memory; "
-        f"each model by itself would take {format_bytes(answers['separate_bytes'])} together"
+        f"{len(trained)} separate models would take {format_bytes(answers['separate_bytes'])}"
     )
     return Table(f"“{prompt}”", columns, rows, note)
 
 
 def _next(zoo: Path, folder: Path) -> str:
     """Commands to try, as they can be pasted here."""
-    installed = Path(sys.executable).with_name("blockzoo")  # where no virtual environment is active
-    program = "blockzoo" if shutil.which("blockzoo") else _near(installed)
+    program = _program()
     lines = (
         ("ls", "every model and what it added"),
         ("show tests", "a chain, and who shares each block"),
@@ -191,9 +190,14 @@ def _next(zoo: Path, folder: Path) -> str:
     return "\n".join(["Try next:", f"  export BLOCKZOO_ZOO={shlex.quote(str(zoo))}", *said])
 
 
-def _near(path: Path) -> str:
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+def _program() -> str:
+    """How to call blockzoo here, where its virtual environment may not be active."""
+    if shutil.which("blockzoo"):
+        return "blockzoo"
+    script, here = Path(sys.executable).with_name("blockzoo"), Path.cwd()
+    if not script.exists():
+        return f"{Path(sys.executable).name} -m blockzoo_cli"
+    return str(script.relative_to(here) if script.is_relative_to(here) else script)
 
 
 def _record(

@@ -49,7 +49,7 @@ class Settings:
     batch: int = 6
     base_steps: int = 900
     base_seconds: float = 62.0
-    tenant_steps: int = 160
+    tenant_steps: int = 240
     tenant_seconds: float = 9.0
 
 
@@ -184,10 +184,11 @@ def train(folder: Path, settings: Settings, progress: Progress) -> list[Trained]
 
 
 def _start(folder: Path, settings: Settings) -> None:
-    """Make the folder; throw away what had been trained with other settings."""
+    """Make the folder; throw away what had been trained with other settings or another base."""
     made_with = folder / "settings.json"
     wanted = json.dumps(asdict(settings))
-    if made_with.exists() and made_with.read_text() != wanted:
+    same = made_with.exists() and made_with.read_text() == wanted
+    if not same or not (folder / "base").is_dir():
         for name in ["base", *(tenant.name for tenant in TENANTS)]:
             shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
