@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -31,11 +33,17 @@ LAYERS = 28
 _LIMITS = {"ingest new / cp": 1.3, "ingest known / cp": 0.5, "peak MB": 400.0}
 
 
-def generate(folder: Path, gigabytes: float) -> int:
-    """Write a Llama-shaped checkpoint of random bf16 weights; returns its bytes."""
+Values = Callable[[str, tuple[int, ...]], np.ndarray]
+
+
+def write_checkpoint(folder: Path, nbytes: int, values: Values) -> int:
+    """Write a Llama-shaped bf16 checkpoint of about `nbytes` bytes, in shards; returns its bytes.
+
+    ``values(name, shape)`` gives each tensor in float32.
+    """
     folder.mkdir(parents=True)
-    # bytes = 2 * (layers * 11.5 w² + 2 * vocabulary w), solved for a width that is a multiple of 256
-    width = int((gigabytes * 1e9 / 2 / (LAYERS * 11.5 + 24)) ** 0.5) // 256 * 256
+    # 2 (layers 11.5 w² + 2 vocabulary w) bytes, solved for a width that is a multiple of 256
+    width = max(256, int((nbytes / 2 / (LAYERS * 11.5 + 24)) ** 0.5) // 256 * 256)
     vocabulary, inner = 12 * width, 3 * width - width // 4
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
     for i in range(LAYERS):
@@ -51,7 +59,6 @@ def generate(folder: Path, gigabytes: float) -> int:
     shapes["model.norm.weight"] = (width,)
     shapes["lm_head.weight"] = (vocabulary, width)
     shards = _shards(shapes, 1 << 30)
-    random = np.random.default_rng(0)
     index: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
@@ -59,22 +66,16 @@ def generate(folder: Path, gigabytes: float) -> int:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name in names:
-            size = 2 * int(np.prod(shapes[name]))
-            header[name] = {
-                "dtype": "BF16",
-                "shape": list(shapes[name]),
-                "data_offsets": [offset, offset + size],
-            }
-            offset += size
+            end = offset + 2 * math.prod(shapes[name])
+            shape = list(shapes[name])
+            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}
+            offset = end
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         with open(folder / file, "wb") as out:
             out.write(len(text).to_bytes(8, "little") + text)
             for name in names:
-                count = int(np.prod(shapes[name]))
-                for start in range(0, count, 1 << 22):
-                    values = random.standard_normal(min(1 << 22, count - start), np.float32) * 0.02
-                    out.write((values.view("<u4") >> 16).astype("<u2").tobytes())
+                out.write(_to_bf16(values(name, shapes[name])).tobytes())
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": index}, indent=2)
     )
@@ -95,11 +96,17 @@ def generate(folder: Path, gigabytes: float) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
+def _to_bf16(values: np.ndarray) -> np.ndarray:
+    """Round float32 to the nearest bf16, as bit patterns."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+
+
 def _shards(shapes: dict[str, tuple[int, ...]], limit: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for name, shape in shapes.items():
-        nbytes = 2 * int(np.prod(shape))
+        nbytes = 2 * math.prod(shape)
         if shards[-1] and size + nbytes > limit:
             shards.append([])
             size = 0
@@ -138,7 +145,12 @@ def _watch(process: subprocess.Popen[bytes], peak: list[float]) -> None:
 def measure(folder: Path, gigabytes: float, rounds: int) -> dict[str, object]:
     """All rounds on one generated checkpoint; returns the figures."""
     source, zoo, copy, out = (folder / name for name in ("model", "zoo", "copy", "out"))
-    size = generate(source, gigabytes)
+    random = np.random.default_rng(0)
+
+    def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return random.standard_normal(shape, np.float32) * np.float32(0.02)
+
+    size = write_checkpoint(source, int(gigabytes * 1e9), values)
     blockzoo = [sys.executable, "-m", "blockzoo_cli"]
     seconds: dict[str, list[float]] = {}
     peak = 0.0
