@@ -69,9 +69,14 @@ def command(folder: Path, prompt: str, quick: bool, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _training_bars(output: Output) -> Iterator[Progress]:
-    """One bar a model on stderr, or silence where nobody watches."""
+    """One bar a model on stderr, a line a model on a plain terminal; see `Output.note`."""
     if not output.interactive or plain_terminal():
-        yield lambda name, done, remark: None
+
+        def note(name: str, done: float, remark: str) -> None:
+            if done in (0.0, 1.0):
+                output.note(f"{name}: {'done, ' if done else ''}{remark}".rstrip(": "))
+
+        yield note
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
