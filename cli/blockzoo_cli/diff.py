@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import click
 
 from blockzoo_cli.verb import App, verb
+
+if TYPE_CHECKING:
+    from blockzoo.explore.table import Table
+
+_LAYER = re.compile(r"^.*?\.\d+\.")
 
 
 @verb("diff")
@@ -16,6 +25,19 @@ def command(app: App, first: str, second: str) -> None:
     A distance is relative: the Frobenius norm of the difference over that of FIRST's tensor.
     """
     table = app.zoo().diff(first, second)
-    ids = table.columns[0].key
     data = {"first": first, "second": second, "rows": table.to_json()}
-    app.output.record(data, table, ids=[str(row[ids]) for row in table])
+    app.output.record(data, _shortened(table), ids=table["tensor"])
+
+
+def _shortened(table: Table) -> Table:
+    """As wide as a terminal: the hop goes into the tensor's name; --json has both whole."""
+    columns = [column for column in table.columns if column.key != "hop"]
+    rows = [{**row, "tensor": _short_name(row["tensor"], row["hop"])} for row in table]
+    return replace(table, columns=columns, rows=rows)
+
+
+def _short_name(tensor: str, hop: str) -> str:
+    """``layers.3.mlp.up_proj`` for ``model.layers.3.mlp.up_proj.weight``."""
+    name = tensor.removesuffix(".weight")
+    layer = re.match(r".*?\.\d+", hop)
+    return _LAYER.sub(f"{layer[0]}.", name) if layer else name

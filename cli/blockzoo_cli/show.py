@@ -28,7 +28,7 @@ def command(app: App, name: str) -> None:
 
 
 def _shortened(chain: Table) -> Table:
-    """The chain with at most a few names a row; --json has them all."""
+    """The chain as wide as a terminal, with a few names a row; --json has it all."""
     rows = []
     for row in chain:
         names = row["shared_with"]
@@ -36,4 +36,5 @@ def _shortened(chain: Table) -> Table:
         if more > 1:
             names = [*names[:_NAMES_SHOWN], f"{more} more"]
         rows.append({**row, "shared_with": names})
-    return replace(chain, title="", rows=rows)
+    columns = [column for column in chain.columns if column.key != "tensors"]
+    return replace(chain, title="", columns=columns, rows=rows)

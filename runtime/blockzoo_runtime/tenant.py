@@ -195,7 +195,7 @@ class Tenants:
         generation = zoo.file(base or model, "generation_config.json")
         asked = json.loads(bytes(generation)) if generation is not None else None
         eos = asked.get("eos_token_id") if asked is not None else full.eos_token_id
-        limits = [full.max_position_embeddings, chain.max_positions]
+        limits = [_context(full), chain.max_positions]
         return Tenant(
             digest=digest,
             model=model,
@@ -218,6 +218,15 @@ class Tenants:
             equal_lengths=model.family in _PADDING_IS_HEARD
             or any(kind in _LENGTH_IS_HEARD for kind in _rope_types(full)),
         )
+
+
+def _context(config: Any) -> int | None:
+    """How many tokens a model is meant for; dynamic rotary scaling stretches what its config says."""
+    most = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if most is not None and rope.get("rope_type") == "dynamic":
+        return int(most * rope["factor"])
+    return most
 
 
 def _rope_types(config: Any) -> list[str]:
