@@ -31,6 +31,9 @@ def report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
         click.echo("interrupted; what was finished is kept, run it again to go on", err=True)
         return INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     message, hint, code = explain(error)
     complain(message, hint)
     return code

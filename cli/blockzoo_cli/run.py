@@ -16,7 +16,9 @@ from blockzoo_cli.verb import App, verb
 @click.option("-p", "--prompt", help="The text to go on from; read from stdin where absent.")
 @click.option("--chat", is_flag=True, help="Put the prompt as a user's message.")
 @click.option("--ids", is_flag=True, help="The prompt is token ids, separated by spaces.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), help="128, or what the context has room for."
+)
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default="0: greedy")
 @click.option("--top-k", type=click.IntRange(min=1), help="Sample from the k likeliest tokens.")
 @click.option("--top-p", type=click.FloatRange(0, 1), help="Sample from this share of probability.")
@@ -31,7 +33,7 @@ def command(
     prompt: str | None,
     chat: bool,
     ids: bool,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     temperature: float,
     top_k: int | None,
     top_p: float | None,

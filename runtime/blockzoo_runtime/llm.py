@@ -164,14 +164,16 @@ class LLM:
             tenant = self._tenants.get(request.model)
             try:
                 prompt = tenant.encode(request.prompt)
-                tenant.check_length(len(prompt), sampling.max_new_tokens)
+                most = tenant.room(len(prompt), sampling.max_new_tokens)
                 if sampling.stops and tenant.tokenizer is None:
                     raise UsageError("stop strings need a tokenizer, and it has none")
             except BlockzooError as error:
                 named = f"{request.model}: {error.message}"
                 raise type(error)(named, hint=error.hint) from error
             decode = tenant.tokenizer.decode if tenant.tokenizer else None
-            row = Row(index, request.model, prompt, sampling, tenant.eos, decode, tenant.process)
+            row = Row(
+                index, request.model, prompt, sampling, most, tenant.eos, decode, tenant.process
+            )
             prepared.append((tenant, row))
         return prepared
 

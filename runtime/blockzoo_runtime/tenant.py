@@ -17,7 +17,7 @@ from blockzoo.records import Block, Model
 from blockzoo.zoo import Zoo
 from blockzoo_runtime.blocks.resident import Key, ResidentTensors
 from blockzoo_runtime.engine.processors import Process, processing
-from blockzoo_runtime.engine.request import Prompt
+from blockzoo_runtime.engine.request import MAX_NEW_TOKENS, Prompt
 from blockzoo_runtime.tokenizer import Tokenizer, Tokenizers
 
 #: adapters whose virtual tokens stand before the padding: rows of other lengths would be heard
@@ -111,21 +111,30 @@ class Tenant:
             return self.tokenizer.encode(prompt)
         return self.tokenizer.encode_chat(items)  # type: ignore[arg-type]
 
-    def check_length(self, prompt: int, new: int) -> None:
-        """Refuse what does not fit the context.
+    def room(self, prompt: int, wanted: int | None) -> int:
+        """How many tokens to generate after a prompt of so many.
+
+        Parameters
+        ----------
+        prompt : int
+        wanted : int or None
+            None: `MAX_NEW_TOKENS`, or fewer where the context ends before.
 
         Raises
         ------
         UsageError
+            Where what is wanted does not fit the context.
         """
-        if self.context is not None and prompt + new > self.context:
-            room = self.context - prompt
-            hint = f"ask for at most {room} new tokens" if room > 0 else "shorten the prompt"
+        if self.context is None:
+            return wanted or MAX_NEW_TOKENS
+        room = self.context - prompt
+        if room < (wanted or 1):
             raise UsageError(
-                f"{prompt} prompt tokens and {new} new ones do not fit its context of "
+                f"{prompt} prompt tokens and {wanted or 1} new ones do not fit its context of "
                 f"{self.context} tokens",
-                hint=hint,
+                hint=f"ask for at most {room} new tokens" if room > 0 else "shorten the prompt",
             )
+        return wanted or min(room, MAX_NEW_TOKENS)
 
 
 class Tenants:
@@ -194,7 +203,9 @@ class Tenants:
         full = configuration(config["model_type"], config)
         generation = zoo.file(base or model, "generation_config.json")
         asked = json.loads(bytes(generation)) if generation is not None else None
-        eos = asked.get("eos_token_id") if asked is not None else full.eos_token_id
+        eos = (
+            asked.get("eos_token_id") if asked is not None else getattr(full, "eos_token_id", None)
+        )
         limits = [_context(full), chain.max_positions]
         return Tenant(
             digest=digest,
@@ -221,7 +232,7 @@ class Tenants:
 
 
 def _context(config: Any) -> int | None:
-    """How many tokens a model is meant for; dynamic rotary scaling stretches what its config says."""
+    """How many tokens a model is meant for; dynamic rotary scaling stretches the config's."""
     most = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     if most is not None and rope.get("rope_type") == "dynamic":

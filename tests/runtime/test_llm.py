@@ -118,6 +118,9 @@ def test_a_wrong_request_stops_the_call_before_anything_runs(real_zoo: Zoo) -> N
     with pytest.raises(UsageError, match=r"base: 1000 .* and 25 .* context of 1024") as caught:
         llm.generate([good, ("base", [5] * 1000)], max_new_tokens=25)
     assert caught.value.hint == "ask for at most 24 new tokens"
+    with pytest.raises(UsageError, match="context of 1024") as caught:
+        llm.generate([("base", [5] * 1024)])
+    assert caught.value.hint == "shorten the prompt"
     with pytest.raises(UsageError, match="base: it has no chat template"):
         llm.generate([("base", [{"role": "user", "content": "hi"}])])
     with pytest.raises(UsageError, match="empty"):
@@ -139,6 +142,18 @@ def test_a_wrong_request_stops_the_call_before_anything_runs(real_zoo: Zoo) -> N
 def test_settings_that_do_not_exist_are_refused(real_zoo: Zoo, values: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         LLM(real_zoo, **values)
+
+
+def test_a_completion_ends_with_the_context_where_nobody_says(llm: LLM) -> None:
+    near, far = llm.generate([("base", [5] * 1015), ("base", [5] * 3)], ignore_eos=True)
+    assert len(near.token_ids) == 9 and len(far.token_ids) == 128
+
+
+def test_what_cannot_be_run_exactly_is_refused_by_name(shared: Path, tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.ingest(shared / "family" / "small" / "model.safetensors", name="bare")
+    with pytest.raises(UnservableError, match="bare: "):
+        LLM(zoo).generate([("bare", [1])])
 
 
 def test_a_detached_adapter_is_refused_by_name(shared: Path, tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from blockzoo.errors import UsageError
 #: text, token ids, or chat messages such as ``[{"role": "user", "content": "Hi"}]``
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
+#: how many tokens are generated where nobody says
+MAX_NEW_TOKENS = 128
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -23,7 +26,8 @@ class Sampling:
 
     Parameters
     ----------
-    max_new_tokens : int
+    max_new_tokens : int, optional
+        None: 128, or fewer where the model's context ends before.
     temperature : float
         0: greedy, the likeliest token each time.
     top_k : int, optional
@@ -45,7 +49,7 @@ class Sampling:
         For values out of range.
     """
 
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -57,9 +61,8 @@ class Sampling:
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
-        _require(
-            self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}, not 1 or more"
-        )
+        sound = self.max_new_tokens is None or self.max_new_tokens >= 1
+        _require(sound, f"max_new_tokens is {self.max_new_tokens}, not 1 or more")
         sound = self.temperature >= 0 and math.isfinite(self.temperature)
         _require(sound, f"temperature is {self.temperature}, not a number from 0 up")
         _require(self.top_k is None or self.top_k >= 1, f"top_k is {self.top_k}, not 1 or more")

@@ -20,6 +20,8 @@ class Row:
     name : str
     prompt : list of int
     sampling : Sampling
+    most : int
+        How many tokens to generate.
     eos : frozenset of int
         The model's end tokens.
     decode : callable, optional
@@ -34,6 +36,7 @@ class Row:
         name: str,
         prompt: list[int],
         sampling: Sampling,
+        most: int,
         eos: frozenset[int],
         decode: Decode | None,
         process: Process | None = None,
@@ -44,6 +47,7 @@ class Row:
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._sampling = sampling
+        self._most = most
         self._eos = frozenset() if sampling.ignore_eos else eos
         self._sampler = Sampler(sampling)
         self._process = process
@@ -69,7 +73,7 @@ class Row:
         text = self._stream.push(token)
         if token in self._eos or self._stream.stopped:
             self.finish_reason = "stop"
-        elif len(self.tokens) >= self._sampling.max_new_tokens:
+        elif len(self.tokens) >= self._most:
             self.finish_reason = "length"
         if self.finish_reason is not None:
             text += self._stream.finish()
