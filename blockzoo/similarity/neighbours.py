@@ -145,15 +145,12 @@ def clusters(
     found: list[list[int]] = []
     limit = (reach * _SLACK) ** 2
     for start in range(0, len(members), _ROWS):
-        waiting = members[start : start + _ROWS]
+        waiting, fresh = members[start : start + _ROWS], leaders
         while len(waiting):
-            closest, squared = _closest(folded, waiting, leaders)
-            size = norms[waiting] ** 2
-            if len(leaders):
-                size = np.maximum(size, norms[leaders[closest]] ** 2)
-            near = squared <= limit * size
+            first = len(leaders) - len(fresh)
+            near, closest = _assign(folded, norms, waiting, fresh, limit)
             for member, leader in zip(waiting[near].tolist(), closest[near].tolist(), strict=True):
-                found[leader].append(member)
+                found[first + leader].append(member)
             waiting = waiting[~near]
             # a few new leaders at a time, far from each other, so that no loop is over tensors
             fresh = _leaders(folded, norms, waiting, limit)
@@ -172,17 +169,23 @@ def _leaders(folded: Floats, norms: NDArray[np.float64], waiting: Numbers, limit
     return np.array(chosen, np.intp)
 
 
-def _closest(
-    folded: Floats, rows: Numbers, centres: Numbers
-) -> tuple[Numbers, NDArray[np.float64]]:
-    """For each row its nearest centre and the squared distance to it."""
-    if not len(centres):
-        return np.zeros(len(rows), np.intp), np.full(len(rows), math.inf)
+def _assign(
+    folded: Floats,
+    norms: NDArray[np.float64],
+    rows: Numbers,
+    leaders: Numbers,
+    limit: float,
+) -> tuple[NDArray[np.bool_], Numbers]:
+    """Which rows are within reach of their nearest leader, and which that is."""
+    if not len(leaders):
+        return np.zeros(len(rows), bool), np.zeros(len(rows), np.intp)
     from sklearn.metrics import pairwise_distances_argmin
 
-    closest = np.asarray(pairwise_distances_argmin(folded[rows], folded[centres]), np.intp)
-    apart = folded[rows].astype(np.float64) - folded[centres[closest]]
-    return closest, np.einsum("ij,ij->i", apart, apart)
+    closest = np.asarray(pairwise_distances_argmin(folded[rows], folded[leaders]), np.intp)
+    chosen = leaders[closest]
+    apart = folded[rows].astype(np.float64) - folded[chosen]
+    size = np.maximum(norms[rows], norms[chosen]) ** 2
+    return np.einsum("ij,ij->i", apart, apart) <= limit * size, closest
 
 
 def _candidates(folded: Floats, cluster: Numbers, count: int) -> Numbers:
@@ -207,8 +210,7 @@ def _candidates(folded: Floats, cluster: Numbers, count: int) -> Numbers:
         if len(member):
             found = _search(points, member, wanted)
             best[member, rank, : found.shape[1]] = found
-    best = best.reshape(len(cluster), -1)
-    found = _with(best, middle)
+    found = _with(best.reshape(len(cluster), -1), middle)
     return np.where(found >= 0, cluster[found], -1)
 
 

@@ -12,6 +12,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,7 @@ class Sketches:
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
         self.folder = objects.layout.cache / "sketches"
+        self._unwritten: dict[str, Sketch] = {}
 
     def get(self, ref: TensorRef) -> Sketch | None:
         """A tensor's sketch; None where it has none (see `sketch.bucket`)."""
@@ -137,14 +139,17 @@ class Sketches:
                 row = (bytes.fromhex(ref.digest), one.norm, one.values)
                 groups.setdefault(name, []).append(row)
         for name, rows in groups.items():
-            self._write(name, np.array(rows, _RECORD))
-            self._join(name)
+            if self._write(name, np.array(rows, _RECORD)):
+                self._join(name)
+            else:
+                kept = ((digest.hex(), Sketch(values, norm)) for digest, norm, values in rows)
+                self._unwritten.update(kept)
 
     def _sketch(self, ref: TensorRef) -> Sketch:
         return sketch(*self.objects.tensor(ref.digest))
 
     def _read(self, name: str, group: dict[str, TensorRef]) -> dict[str, Sketch]:
-        found: dict[str, Sketch] = {}
+        found = {d: self._unwritten[d] for d in group.keys() & self._unwritten.keys()}
         for segment in self._segments(name):
             records = _load(segment)
             digests = records["digest"].tobytes().hex()
@@ -158,7 +163,7 @@ class Sketches:
         folder = self.folder / name
         return sorted(folder.glob("*.sketches")) if folder.is_dir() else []
 
-    def _write(self, name: str, records: NDArray[np.void]) -> None:
+    def _write(self, name: str, records: NDArray[np.void]) -> bool:
         folder = self.folder / name
         staged = folder / f".{uuid.uuid4().hex}"
         body = _MAGIC + records.tobytes()
@@ -166,8 +171,11 @@ class Sketches:
             folder.mkdir(parents=True, exist_ok=True)
             staged.write_bytes(body + blake3(body).digest())
             os.replace(staged, folder / f"{uuid.uuid4().hex}.sketches")
-        except OSError:  # a full or read-only disk: sketches are a convenience
-            staged.unlink(missing_ok=True)
+        except OSError:  # a full or read-only disk: this process must do without
+            with suppress(OSError):
+                staged.unlink(missing_ok=True)
+            return False
+        return True
 
     def _join(self, name: str) -> None:
         """Make one segment of many; who is reading them meanwhile sketches again at worst."""
@@ -176,9 +184,9 @@ class Sketches:
             return
         records = np.concatenate([_load(segment) for segment in segments])
         _, first = np.unique(records["digest"], return_index=True)
-        self._write(name, records[first])
-        for segment in segments:
-            segment.unlink(missing_ok=True)
+        if self._write(name, records[first]):
+            for segment in segments:
+                segment.unlink(missing_ok=True)
 
 
 def _by_bucket(refs: Iterable[TensorRef]) -> dict[str, dict[str, TensorRef]]:
