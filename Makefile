@@ -19,6 +19,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train six small models, keep them in a zoo, let them answer
 	$(BIN)/blockzoo demo
 
+# small matrices on a busy machine: a second thread costs more than it gives
+test test-slow: export OMP_NUM_THREADS := 1
+
 test: $(READY)  ## the tests, under 15 minutes on 2 cores
 	$(BIN)/python -m pytest
 
