@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from blockzoo.progress import Progress, silent
 from blockzoo.similarity.sketch import SIZE
-from blockzoo.similarity.sketches import Bucket, Sketches
+from blockzoo.similarity.sketches import Sketches
 from blockzoo.tensors import TensorRef
 
 #: neighbours of a tensor that are found by default
@@ -43,12 +43,12 @@ Numbers = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For each tensor of a bucket its nearest ones, nearest first.
+    """For each of n sketches its nearest ones, nearest first.
 
     Parameters
     ----------
     numbers : numpy.ndarray
-        Shape (n, count): places in the bucket; −1 where there are fewer.
+        Shape (n, count): which of the n; −1 where there are fewer.
     distances : numpy.ndarray
         float64, shape (n, count): estimates of ‖a−b‖ over the larger norm of the two; infinite
         where there are fewer.
@@ -99,7 +99,7 @@ def pairs(
         Of the sketches that have to be made.
     """
     for bucket in sketches.buckets(refs, progress):
-        found = nearest(bucket, count=count, farthest=farthest)
+        found = nearest(bucket.values, bucket.norms, count=count, farthest=farthest)
         for i, (numbers, distances) in enumerate(
             zip(found.numbers.tolist(), found.distances.tolist(), strict=True)
         ):
@@ -108,18 +108,34 @@ def pairs(
                     yield Pair(bucket.refs[i], bucket.refs[j], apart)
 
 
-def nearest(bucket: Bucket, *, count: int = COUNT, farthest: float = FARTHEST) -> Neighbours:
-    """The nearest of each tensor in a bucket, among those within `farthest`."""
-    total = len(bucket)
-    numbers = np.full((total, count), -1, np.intp)
-    distances = np.full((total, count), math.inf)
-    sound = np.isfinite(bucket.values).all(axis=1) & np.isfinite(bucket.norms)
-    members = np.flatnonzero(sound & (bucket.norms > 0))
-    folded = fold(bucket.values)
-    for cluster in clusters(folded, bucket.norms, members, farthest):
+def nearest(
+    values: Floats,
+    norms: NDArray[np.float64],
+    *,
+    count: int = COUNT,
+    farthest: float = FARTHEST,
+) -> Neighbours:
+    """The nearest of each sketch among those within `farthest`.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        float32, shape (n, 1024). Rows that are not finite, or of norm 0, have no neighbours.
+    norms : numpy.ndarray
+        float64, shape (n,): of what was sketched.
+    count : int
+        Neighbours of each at most.
+    farthest : float
+        Relative distance.
+    """
+    numbers = np.full((len(values), count), -1, np.intp)
+    distances = np.full((len(values), count), math.inf)
+    sound = np.isfinite(values).all(axis=1) & np.isfinite(norms) & (norms > 0)
+    folded = fold(values)
+    for cluster in clusters(folded, norms, np.flatnonzero(sound), farthest):
         if len(cluster) > 1:
             candidates = _candidates(folded, cluster, count)
-            _measure(bucket, cluster, candidates, farthest, numbers, distances)
+            _measure(values, norms, cluster, candidates, farthest, numbers, distances)
     return Neighbours(numbers, distances)
 
 
@@ -233,7 +249,8 @@ def _with(found: Numbers, extra: int) -> Numbers:
 
 
 def _measure(
-    bucket: Bucket,
+    values: Floats,
+    norms: NDArray[np.float64],
     cluster: Numbers,
     candidates: Numbers,
     farthest: float,
@@ -246,9 +263,9 @@ def _measure(
     for start in range(0, len(cluster), step):
         rows = cluster[start : start + step]
         other = np.sort(candidates[start : start + step], axis=1)
-        apart = bucket.values[other] - bucket.values[rows][:, None, :]
+        apart = values[other] - values[rows][:, None, :]
         squared = np.einsum("ijk,ijk->ij", apart, apart, dtype=np.float64)
-        larger = np.maximum(bucket.norms[other], bucket.norms[rows][:, None])
+        larger = np.maximum(norms[other], norms[rows][:, None])
         relative = np.sqrt(squared) / larger
         twice = np.zeros(other.shape, bool)
         twice[:, 1:] = other[:, 1:] == other[:, :-1]

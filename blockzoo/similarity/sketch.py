@@ -131,7 +131,7 @@ def _sketch(info: TensorInfo, data: memoryview | bytes, position: int) -> Sketch
 
 
 def _norm(values: NDArray[np.float64]) -> float:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return float(np.linalg.norm(values))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blockzoo.similarity.neighbours import nearest, pairs
+from blockzoo.similarity.neighbours import Neighbours, nearest, pairs
 from blockzoo.similarity.sketch import SIZE, distance
 from blockzoo.similarity.sketches import Bucket, Sketches
 from blockzoo.similarity.weights import compare
@@ -127,6 +127,11 @@ def made(values: np.ndarray) -> Bucket:
     return Bucket("float-n-64", refs, values.astype(np.float32), norms)
 
 
+def search(values: np.ndarray) -> Neighbours:
+    bucket = made(values)
+    return nearest(bucket.values, bucket.norms)
+
+
 def test_the_search_finds_what_an_exact_one_does() -> None:
     """In clusters large enough for cells: each tensor's parent is among its neighbours."""
     random = np.random.default_rng(3)
@@ -135,7 +140,7 @@ def test_the_search_finds_what_an_exact_one_does() -> None:
     first[3:] += 0.01 * random.standard_normal((1497, SIZE)) / np.sqrt(SIZE)
     children = first[:1000] + 0.004 * random.standard_normal((1000, SIZE)) / np.sqrt(SIZE)
     bucket = made(np.concatenate([first, children]))
-    found = nearest(bucket)
+    found = nearest(bucket.values, bucket.norms)
     assert np.mean(found.numbers[1500:, 0] == np.arange(1000)) > 0.97
     for i in random.choice(2500, 40, replace=False).tolist():
         j = found.numbers[i, 0]
@@ -151,7 +156,7 @@ def test_what_is_far_or_no_number_has_no_neighbours() -> None:
     values[7] = np.inf
     values[8] = values[9] = 0.0
     with np.errstate(invalid="ignore", over="ignore"):
-        found = nearest(made(values))
+        found = search(values)
     assert (found.numbers == -1).all() and np.isinf(found.distances).all()
 
 
@@ -159,5 +164,5 @@ def test_scale_does_not_hide_a_neighbour() -> None:
     random = np.random.default_rng(5)
     values = random.standard_normal((4, SIZE))
     values[1], values[3] = 1.3 * values[0], 1e-3 * values[2]
-    found = nearest(made(values))
+    found = search(values)
     assert found.numbers[:, 0].tolist() == [1, 0, -1, -1]
