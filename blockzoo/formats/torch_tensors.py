@@ -1,0 +1,140 @@
+"""From where storages and tensors lie in a torch file to stored tensors and spans.
+
+The spans follow the tensors, so that a weight in a ``.bin`` and the same weight in a
+``.safetensors`` are one tensor in the zoo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from blockzoo.formats.mapped import MappedFile
+from blockzoo.formats.stored import Span, StoredTensor, join_spans
+from blockzoo.formats.torch_globals import PickledTensor, TorchPickle
+from blockzoo.tensors import DTYPE_BITS, TensorInfo
+
+#: bytes of a storage that no tensor covers become a 1-D tensor from this size on
+_LONG_GAP = 4096
+
+
+class TorchFile:
+    """An open torch file, zip or legacy.
+
+    Parameters
+    ----------
+    file : MappedFile
+    content : TorchPickle
+    named : mapping of str to PickledTensor
+        The state dict.
+    starts : mapping of str to int
+        Where each storage begins in the file, in bytes.
+    """
+
+    def __init__(
+        self,
+        file: MappedFile,
+        content: TorchPickle,
+        named: Mapping[str, PickledTensor],
+        starts: Mapping[str, int],
+    ) -> None:
+        self.path: Path = file.path
+        self.size = file.size
+        self._file = file
+        self._starts = starts
+        tensor_spans = _choose_spans(content, named, starts)
+        by_place = {(span.start, span.info): span for span in tensor_spans}
+        self.spans: Sequence[Span] = join_spans(tensor_spans, file.size)
+        self.tensors: Sequence[StoredTensor] = tuple(
+            self._tensor(name, tensor, by_place, content.storages[tensor.storage])
+            for name, tensor in sorted(named.items())
+        )
+
+    def _tensor(
+        self,
+        name: str,
+        tensor: PickledTensor,
+        by_place: Mapping[tuple[int, TensorInfo | None], Span],
+        storage_bytes: int,
+    ) -> StoredTensor:
+        storage_start = self._starts[tensor.storage]
+        start = storage_start + tensor.offset
+        if tensor.contiguous:
+            end = start + tensor.info.nbytes
+            span = by_place.get((start, tensor.info)) if tensor.info.nbytes else None
+            return StoredTensor(name, tensor.info, lambda: self._file.bytes(start, end), span)
+        end = storage_start + storage_bytes
+        return StoredTensor(
+            name, tensor.info, lambda: _in_c_order(self._file.bytes(start, end), tensor)
+        )
+
+    def bytes(self, span: Span) -> memoryview:
+        return self._file.bytes(span.start, span.end)
+
+    def check(self) -> None:
+        self._file.check()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _in_c_order(data: memoryview, tensor: PickledTensor) -> memoryview:
+    """A copy of a strided view's elements in C order; `data` begins at its first element."""
+    import numpy as np
+
+    width = DTYPE_BITS[tensor.info.dtype] // 8
+    elements = np.frombuffer(data[: len(data) // width * width], dtype=f"u{width}")
+    view = np.lib.stride_tricks.as_strided(
+        elements,
+        shape=tensor.info.shape,
+        strides=tuple(stride * width for stride in tensor.strides),
+        writeable=False,
+    )
+    return memoryview(np.ascontiguousarray(view).tobytes())
+
+
+def _choose_spans(
+    content: TorchPickle, named: Mapping[str, PickledTensor], starts: Mapping[str, int]
+) -> list[Span]:
+    """Spans for tensors in C order that do not overlap, the state dict's before others.
+
+    Long runs of a storage that are left become 1-D tensors of the storage's dtype.
+    """
+    by_storage: dict[str, list[PickledTensor]] = {key: [] for key in content.storages}
+    for tensor in [*named.values(), *content.tensors]:
+        if tensor.contiguous and tensor.info.nbytes:
+            by_storage[tensor.storage].append(tensor)
+    spans: list[Span] = []
+    for key, size in content.storages.items():
+        start = starts[key]
+        chosen = _not_overlapping(by_storage[key], start)
+        spans.extend(chosen)
+        spans.extend(
+            Span(gap.start, gap.end, info)
+            for gap in join_spans(
+                [Span(s.start - start, s.end - start, s.info) for s in chosen], size
+            )
+            if gap.info is None and gap.size >= _LONG_GAP
+            for info in [_flat(content.dtypes[key], gap)]
+            for gap in [Span(gap.start + start, gap.end + start, None)]
+        )
+    return sorted(spans, key=lambda span: span.start)
+
+
+def _flat(dtype: str, gap: Span) -> TensorInfo:
+    width = DTYPE_BITS[dtype] // 8
+    if gap.start % width or gap.size % width:
+        return TensorInfo("U8", (gap.size,))
+    return TensorInfo(dtype, (gap.size // width,))
+
+
+def _not_overlapping(tensors: Sequence[PickledTensor], base: int) -> list[Span]:
+    """Largest first at each place, from the front; the same tensor twice counts once."""
+    spans = {Span(base + t.offset, base + t.offset + t.info.nbytes, t.info): None for t in tensors}
+    chosen: list[Span] = []
+    position = 0
+    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+        if span.start >= position:
+            chosen.append(span)
+            position = span.end
+    return chosen
