@@ -24,6 +24,7 @@ from blockzoo.store.session import NameLock, Session
 from blockzoo.tensors import TensorInfo
 
 if TYPE_CHECKING:
+    from blockzoo.explore.families import FamilyTree
     from blockzoo.explore.stats import Stats
     from blockzoo.explore.table import Table
     from blockzoo.explore.view import ModelView
@@ -305,13 +306,25 @@ class Zoo:
 
         return listing.history(self, name)
 
-    def diff(self, first: str, second: str) -> Table:
-        """Two models tensor by tensor; see `explore.diff`."""
+    def diff(self, first: str, second: str, *, rank: bool = False) -> Table:
+        """Two models tensor by tensor, with the ranks of the differences; see `explore.diff`."""
         from blockzoo.explore.diff import diff
 
         models = [(name, self.model(name)) for name in (first, second)]
         left, right = [(name, model, self.blocks_of(model)) for name, model in models]
-        return diff(self.objects, left, right)
+        return diff(self.objects, left, right, rank=rank)
+
+    def similar(self, what: str, *, top_k: int = 10, progress: Progress = silent) -> Table:
+        """What is nearest to a model or a block; see `explore.similar`."""
+        from blockzoo.explore.similar import similar
+
+        return similar(self, what, top_k, progress)
+
+    def families(self, progress: Progress = silent) -> FamilyTree:
+        """Which models descend from which, told from their weights; ``.dendrogram()`` draws it."""
+        from blockzoo.explore.similar import family_tree
+
+        return family_tree(self, progress)
 
     # names
 

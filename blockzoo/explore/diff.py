@@ -8,6 +8,7 @@ from typing import Any
 from blockzoo.explore.table import Column, Table
 from blockzoo.explore.values import format_bytes
 from blockzoo.records import Block, Model
+from blockzoo.similarity.rank import difference_rank
 from blockzoo.similarity.weights import compare
 from blockzoo.store.objects import Objects
 from blockzoo.tensors import TensorRef
@@ -21,12 +22,19 @@ _COLUMNS = (
     Column("rows_added", "rows added", kind="int"),
     Column("bytes", kind="bytes"),
 )
+_RANKS = (
+    Column("rank", kind="int"),
+    Column("full_rank", "of", kind="int"),
+    Column("effective_rank", "effective rank", kind="float"),
+)
 
 
 def diff(
     objects: Objects,
     first: tuple[str, Model, Mapping[str, Block]],
     second: tuple[str, Model, Mapping[str, Block]],
+    *,
+    rank: bool = False,
 ) -> Table:
     """Compare two models tensor by tensor.
 
@@ -34,6 +42,9 @@ def diff(
     ----------
     objects : Objects
     first, second : (name, Model, its blocks by digest)
+    rank : bool
+        Decompose the difference of every matrix, which takes longer: its rank above what
+        rounding gives by itself (a merged LoRA's is the LoRA's), and its effective rank.
 
     Returns
     -------
@@ -55,11 +66,15 @@ def diff(
             row |= {"state": "identical", "distance": 0.0, "bits_changed": 0.0}
         else:
             row |= _compare(objects, a[1], b[1])
+            row |= _rank(objects, a[1], b[1]) if rank else {}
         rows.append(row)
     same = sum(row["bytes"] for row in rows if row["state"] == "identical")
     total = sum(row["bytes"] for row in rows)
     note = f"{format_bytes(same)} of {format_bytes(total)} identical"
-    return Table(f"{first[0]} → {second[0]}", _COLUMNS, rows, note)
+    if any(row.get("rank_at_least") for row in rows):
+        note += "; some ranks are lower bounds"
+    columns = (*_COLUMNS, *_RANKS) if rank else _COLUMNS
+    return Table(f"{first[0]} → {second[0]}", columns, rows, note)
 
 
 def tensors_of(model: Model, blocks: Mapping[str, Block]) -> dict[str, tuple[str, TensorRef]]:
@@ -85,3 +100,15 @@ def _compare(objects: Objects, a: TensorRef, b: TensorRef) -> dict[str, Any]:
     if found.rows_added:
         row |= {"state": "grown", "rows_added": found.rows_added}
     return row
+
+
+def _rank(objects: Objects, a: TensorRef, b: TensorRef) -> dict[str, Any]:
+    found = difference_rank(objects.tensor(a.digest), objects.tensor(b.digest))
+    if found is None:
+        return {}
+    return {
+        "rank": found.numerical,
+        "rank_at_least": found.at_least,
+        "effective_rank": found.effective,
+        "full_rank": found.full,
+    }

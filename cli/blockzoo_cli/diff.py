@@ -19,12 +19,15 @@ _LAYER = re.compile(r"^.*?\.\d+\.")
 @verb("diff")
 @click.argument("first")
 @click.argument("second")
-def command(app: App, first: str, second: str) -> None:
+@click.option("--rank", is_flag=True, help="Also the rank of each matrix's difference; slower.")
+def command(app: App, first: str, second: str, rank: bool) -> None:
     """Compare FIRST with SECOND, by layer and projection.
 
     A distance is relative: the Frobenius norm of the difference over that of FIRST's tensor.
+    A rank counts the directions that stand out from what rounding gives by itself: a merged
+    LoRA's is the LoRA's own.
     """
-    table = app.zoo().diff(first, second)
+    table = app.zoo().diff(first, second, rank=rank)
     data = {"first": first, "second": second, "rows": table.to_json()}
     app.output.record(data, _shortened(table), ids=table["tensor"])
 

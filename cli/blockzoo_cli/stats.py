@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import click
+
+from blockzoo_cli.progress import bar
 from blockzoo_cli.verb import App, verb
 
 
 @verb("stats")
-def command(app: App) -> None:
+@click.option("--families", is_flag=True, help="Also which model descends from which.")
+def command(app: App, families: bool) -> None:
     """Show logical and stored bytes and the saving."""
-    stats = app.zoo().stats()
+    zoo = app.zoo()
+    stats = zoo.stats()
     data = stats.to_json()
-    app.output.record(data, stats.table(), ids=[f"{key} {value}" for key, value in data.items()])
+    ids = [f"{key} {value}" for key, value in data.items()]
+    if not families:
+        app.output.record(data, stats.table(), ids=ids)
+        return
+    with bar(app.output) as progress:
+        tree = zoo.families(progress)
+    rows = tree.to_json()
+    ids += [f"parent {row['name']} {row['parent'] or '-'}" for row in rows]
+    app.output.record({**data, "families": rows}, stats.table(), "", repr(tree), ids=ids)
