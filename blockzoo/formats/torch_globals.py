@@ -14,6 +14,7 @@ from blockzoo.errors import SourceError
 from blockzoo.formats.pickle_reader import Function, Opaque, Refused
 from blockzoo.tensors import DTYPE_BITS, TensorInfo
 
+_MAX_WHOLE = 1 << 62
 _MAX_RANK = 64  # NumPy's
 #: a view may repeat elements (``expand``); beyond this it is written out to deceive
 _MAX_EXPANDED_BYTES = 64 << 20
@@ -117,7 +118,7 @@ class TorchPickle:
             "builtins.set": Function(_opaque),
             "__builtin__.set": Function(_opaque),
             "torch.device": Function(_opaque),
-            "torch.Size": Function(tuple),
+            "torch.Size": Function(_size),
             "torch.serialization._get_layout": Function(_opaque),
             "torch._utils._rebuild_tensor": Function(self._tensor),
             "torch._utils._rebuild_tensor_v2": Function(self._tensor_v2),
@@ -226,13 +227,15 @@ def _checked_names(named: dict[Any, PickledTensor]) -> dict[str, PickledTensor]:
         try:
             name.encode("utf-8")
         except (AttributeError, UnicodeEncodeError) as error:
-            raise Refused(f"it has a tensor whose name is no text: {str(name)[:50]!a}") from error
+            raise Refused(f"it has a tensor whose name is no text ({str(name)[:50]!a})") from error
     return named
 
 
 def _whole(value: Any, what: str) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 62:
-        raise Refused(f"its pickle has a {what} of {repr(value)[:50]}")
+    if type(value) is not int or not 0 <= value < _MAX_WHOLE:
+        # no repr of containers: they may hold each other so that it takes for ever
+        shown = str(value)[:50] if type(value) is int else f"type {type(value).__name__}"
+        raise Refused(f"its pickle has a {what} of {shown}")
     return value
 
 
@@ -245,6 +248,13 @@ def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
     if items:
         raise Refused("its pickle fills an OrderedDict in a way that torch does not")
     return {}
+
+
+def _size(items: Any) -> tuple[Any, ...]:
+    # only a tuple, which is not copied: copies of something long would take memory
+    if not isinstance(items, tuple):
+        raise Refused("its pickle has a torch.Size that is made of no tuple")
+    return items
 
 
 def _opaque(*_: Any) -> Opaque:

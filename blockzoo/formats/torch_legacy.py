@@ -57,7 +57,7 @@ def _open(file: MappedFile) -> TorchFile:
         raise Refused("it is a pickle, but not one that torch.save wrote")
     protocol = following(_PREAMBLE_BYTES)
     if type(protocol) is not int or protocol != _PROTOCOL:
-        raise Refused(f"its protocol is {repr(protocol)[:50]}, not {_PROTOCOL}")
+        raise Refused(f"it is in a version of torch's format that is not {_PROTOCOL}")
     machine = following(_PREAMBLE_BYTES)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise Refused("it was written on a big-endian machine")
@@ -74,7 +74,7 @@ def _storages(file: MappedFile, position: int, keys: Any, content: TorchPickle) 
     starts: dict[str, int] = {}
     for key in map(str, keys):
         if key not in content.storages or key in starts:
-            raise Refused(f"its list of storages has {key[:50]!r}, which no tensor or two use")
+            raise Refused(f"its list of storages has {key[:50]!r} twice or for nothing")
         elements = int.from_bytes(file.bytes(position, position + 8), "little", signed=True)
         size = content.storages[key]
         if elements * (DTYPE_BITS[content.dtypes[key]] // 8) != size:

@@ -106,31 +106,27 @@ def _choose_spans(
             by_storage[tensor.storage].append(tensor)
     spans: list[Span] = []
     for key, size in content.storages.items():
-        start = starts[key]
-        chosen = _not_overlapping(by_storage[key], start)
-        spans.extend(chosen)
-        spans.extend(
-            Span(gap.start, gap.end, info)
-            for gap in join_spans(
-                [Span(s.start - start, s.end - start, s.info) for s in chosen], size
-            )
-            if gap.info is None and gap.size >= _LONG_GAP
-            for info in [_flat(content.dtypes[key], gap)]
-            for gap in [Span(gap.start + start, gap.end + start, None)]
-        )
+        chosen = _not_overlapping(by_storage[key])
+        for span in join_spans(chosen, size):
+            info = span.info
+            if info is None and span.size >= _LONG_GAP:
+                info = _flat(content.dtypes[key], span)
+            if info is not None:
+                spans.append(Span(starts[key] + span.start, starts[key] + span.end, info))
     return sorted(spans, key=lambda span: span.start)
 
 
 def _flat(dtype: str, gap: Span) -> TensorInfo:
+    """A 1-D tensor for a run of a storage; of bytes where the dtype's elements do not fit."""
     width = DTYPE_BITS[dtype] // 8
     if gap.start % width or gap.size % width:
         return TensorInfo("U8", (gap.size,))
     return TensorInfo(dtype, (gap.size // width,))
 
 
-def _not_overlapping(tensors: Sequence[PickledTensor], base: int) -> list[Span]:
-    """Largest first at each place, from the front; the same tensor twice counts once."""
-    spans = {Span(base + t.offset, base + t.offset + t.info.nbytes, t.info): None for t in tensors}
+def _not_overlapping(tensors: Sequence[PickledTensor]) -> list[Span]:
+    """Spans in the storage: from the front, the largest first; the same one twice counts once."""
+    spans = [Span(t.offset, t.offset + t.info.nbytes, t.info) for t in tensors]
     chosen: list[Span] = []
     position = 0
     for span in sorted(spans, key=lambda span: (span.start, -span.end)):
