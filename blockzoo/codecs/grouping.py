@@ -1,0 +1,94 @@
+"""A reference's elements grouped by exponent: how wide a difference is depends on it.
+
+It is computed from the reference alone, by the decoder too, so it costs no bytes; it is the
+same for every tensor that is kept as a difference from that reference, so it can be kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockzoo.codecs.words import Layout, Words
+
+_SMALLEST = 1024  # words; a group's own code table must pay
+_KEPT = 256 << 20  # bytes of orders that one grouping keeps
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of one chunk.
+
+    Parameters
+    ----------
+    order : (n,) uint32 or None
+        The chunk's words, group by group; None where they stand so already.
+    ends : (groups,) int64
+        Where each group ends in that order.
+    """
+
+    order: NDArray[np.uint32] | None
+    ends: NDArray[np.int64]
+
+
+class Grouping:
+    """The groups of a reference's chunks, computed when first asked for and kept.
+
+    Hand the same one to all that are coded against the same reference with the same chunks;
+    threads may share it.
+    """
+
+    def __init__(self, keep: int = _KEPT) -> None:
+        self._keep = keep
+        self._size = 0
+        self._chunks: OrderedDict[int, Groups] = OrderedDict()
+        self._guard = threading.Lock()
+
+    def chunk(self, kind: Layout, start: int, predicted: Words) -> Groups:
+        """The groups of the chunk of a reference that begins at word `start`."""
+        with self._guard:
+            if start in self._chunks:
+                self._chunks.move_to_end(start)
+                return self._chunks[start]
+        made = groups(kind, predicted)
+        size = 0 if made.order is None else made.order.nbytes
+        if size <= self._keep:
+            with self._guard:
+                if start not in self._chunks:
+                    self._chunks[start] = made
+                    self._size += size
+                while self._size > self._keep:
+                    _, old = self._chunks.popitem(last=False)
+                    self._size -= 0 if old.order is None else old.order.nbytes
+        return made
+
+
+def groups(kind: Layout, predicted: Words) -> Groups:
+    """Group a chunk's words by exponent, the largest first; rare exponents join a neighbour."""
+    count = len(predicted)
+    if not kind.bits or count < 2 * _SMALLEST:
+        return Groups(None, np.array([count]))
+    exponents = predicted >> kind.shift
+    exponents &= (1 << kind.bits) - 1
+    sizes = np.bincount(exponents, minlength=1 << kind.bits)
+    group = np.zeros(1 << kind.bits, np.uint32)
+    ends, size = [0], 0
+    for exponent in np.flatnonzero(sizes)[::-1].tolist():
+        if size >= _SMALLEST and count - ends[-1] >= _SMALLEST:
+            ends.append(ends[-1])
+            size = 0
+        group[exponent] = len(ends) - 1
+        size += int(sizes[exponent])
+        ends[-1] += int(sizes[exponent])
+    if len(ends) == 1:
+        return Groups(None, np.array([count]))
+    bits = max(1, (count - 1).bit_length())
+    keys = group[exponents] << bits
+    keys |= np.arange(count, dtype=np.uint32)
+    keys.sort()
+    keys &= (1 << bits) - 1
+    return Groups(keys, np.array(ends, np.int64))

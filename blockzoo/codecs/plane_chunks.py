@@ -1,0 +1,45 @@
+"""One chunk of a tensor by itself: byte planes, the exponents in one of them where there are any.
+
+A float's bits are turned round by one, so that the sign, which is noise, leaves the exponents'
+byte and joins the mantissa.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from blockzoo.codecs import runs, streams
+from blockzoo.codecs.words import Layout, Words
+from blockzoo.errors import DamagedError
+
+_FORM = 3
+
+
+def encode_chunk(kind: Layout, values: Words, level: str) -> bytes:
+    """Code a chunk's words, (n,)."""
+    if kind.bits:
+        values = (values << 1) | (values >> (8 * kind.size - 1))
+    planes = np.ascontiguousarray(values).view(np.uint8).reshape(-1, kind.size)
+    packed = [
+        streams.pack(np.ascontiguousarray(planes[:, place]), level) for place in range(kind.size)
+    ]
+    return bytes([_FORM]) + runs.join(packed)
+
+
+def decode_chunk(kind: Layout, coded: memoryview, out: Words) -> None:
+    """Decode a chunk into `out`, (n,).
+
+    Raises
+    ------
+    DamagedError
+    """
+    if not len(coded) or coded[0] != _FORM:
+        raise DamagedError("a chunk is in no known form")
+    planes = out.view(np.uint8).reshape(-1, kind.size)
+    for place, (entry, run) in enumerate(runs.split(coded[1:], kind.size)):
+        plane = streams.unpack(entry, run, len(out))
+        planes[:, place] = 0 if plane is None else plane
+    if kind.bits:
+        top = out << (8 * kind.size - 1)
+        np.right_shift(out, 1, out=out)
+        out |= top
