@@ -8,9 +8,28 @@ kind.
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 
-from blockzoo.codecs import delta, planes, rows
+
+class _Packed(Mapping[str, ModuleType]):
+    """The packed kinds; each is imported, and NumPy with it, when it is first needed."""
+
+    _modules = {".delta": "delta", ".rows": "rows", ".planes": "planes"}
+
+    def __getitem__(self, suffix: str) -> ModuleType:
+        return importlib.import_module(f"{__name__}.{self._modules[suffix]}")
+
+    def __contains__(self, suffix: object) -> bool:
+        return suffix in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
 
 #: the packed kinds of tensor, by suffix; each has `encode`, `decode` and `decode_range`
-PACKED: dict[str, ModuleType] = {module.SUFFIX: module for module in (delta, rows, planes)}
+PACKED: Mapping[str, ModuleType] = _Packed()
