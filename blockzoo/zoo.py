@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from blockzoo.store.session import NameLock, Session
 from blockzoo.tensors import TensorInfo
 
 if TYPE_CHECKING:
+    from blockzoo.dedupe.plan import Level, Plan
+    from blockzoo.explore.explorer import Explorer
     from blockzoo.explore.families import FamilyTree
     from blockzoo.explore.stats import Stats
     from blockzoo.explore.table import Table
@@ -325,6 +328,37 @@ class Zoo:
         from blockzoo.explore.similar import family_tree
 
         return family_tree(self, progress)
+
+    # smaller
+
+    def dedupe(
+        self,
+        *,
+        level: Level = "small",
+        keep_raw: Iterable[str] = (),
+        only: Iterable[str] | None = None,
+        progress: Progress = silent,
+    ) -> Plan:
+        """Plan to keep near-copies as differences, without loss; see `dedupe.planner`.
+
+        The plan shows itself; ``plan.execute()`` does it, `undo_dedupe` takes it back.
+        """
+        from blockzoo.dedupe.planner import make_plan
+
+        return make_plan(self, level=level, keep_raw=keep_raw, only=only, progress=progress)
+
+    def undo_dedupe(self) -> Plan:
+        """Plan to keep every tensor raw again."""
+        from blockzoo.dedupe.planner import undo_plan
+
+        return undo_plan(self)
+
+    @property
+    def explore(self) -> Explorer:
+        """Pictures and rankings of the whole zoo: ``zoo.explore.dendrogram()``."""
+        from blockzoo.explore.explorer import Explorer
+
+        return Explorer(self)
 
     # names
 

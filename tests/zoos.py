@@ -14,25 +14,37 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Write float32 tensors as the safetensors library would."""
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "F32") -> None:
+    """Write tensors as float32 or, rounded towards zero, as BF16, as the library would."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset, data = 0, b""
     for name, array in tensors.items():
-        raw = np.ascontiguousarray(array, "<f4").tobytes()
-        shape = list(array.shape)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + len(raw)]}
-        offset += len(raw)
-        data += raw
+        raw = np.ascontiguousarray(array, "<f4")
+        if dtype == "BF16":
+            raw = (raw.view("<u4") >> 16).astype("<u2")
+        end = offset + raw.nbytes
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
+        data += raw.tobytes()
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 def checkpoint(
-    folder: Path, *, seed: int = 0, layers: int = 4, width: int = 64, changed: Sequence[int] = ()
+    folder: Path,
+    *,
+    seed: int = 0,
+    layers: int = 4,
+    width: int = 64,
+    changed: Sequence[int] = (),
+    moved: float = 0.0,
+    dtype: str = "F32",
 ) -> Path:
-    """A small Llama's folder; the layers in `changed` differ from those of the same seed."""
+    """A small Llama's folder; the layers in `changed` differ from those of the same seed.
+
+    With `moved`, every matrix differs a little, by that share of its size.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed).standard_normal
     tensors = {"model.embed_tokens.weight": draw((96, width))}
@@ -50,7 +62,10 @@ def checkpoint(
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{prefix}{norm}.weight"] = np.ones(width) + shift
     tensors["model.norm.weight"] = np.ones(width)
-    write_safetensors(folder / "model.safetensors", tensors)
+    if moved:
+        step = np.random.default_rng(round(1e6 * moved)).standard_normal
+        tensors = {name: t + moved * step(t.shape) for name, t in tensors.items()}
+    write_safetensors(folder / "model.safetensors", tensors, dtype)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

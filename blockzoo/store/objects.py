@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from blockzoo.codecs import raw, zstd
+from blockzoo.codecs import PACKED, raw, zstd
+from blockzoo.codecs.kept import Packed, check_seal, describe
 from blockzoo.errors import BlockzooError, DamagedError
 from blockzoo.records import Block, Model
 from blockzoo.store.layout import Layout
@@ -27,7 +28,7 @@ _T = TypeVar("_T")
 
 #: file-name suffixes of each folder, the preferred kind first
 SUFFIXES: dict[str, tuple[str, ...]] = {
-    "tensors": (raw.SUFFIX,),
+    "tensors": (raw.SUFFIX, *PACKED),
     "files": ("", zstd.SUFFIX),
     "blocks": (".json",),
     "models": (".json",),
@@ -87,7 +88,31 @@ class Objects:
         DamagedError
             Where it is missing or not what its digest says; the exit code is 12.
         """
-        return self._checked_read("tensors", digest, _decode_tensor, _check_tensor)
+        return self._checked_read("tensors", digest, self._decode_tensor, _check_tensor)
+
+    def reference(self, digest: str) -> tuple[TensorInfo, memoryview]:
+        """A tensor that others are kept as differences from; it stands on its own.
+
+        Raises
+        ------
+        DamagedError
+            Also where it is a difference itself: then references could run in a circle.
+        """
+        path = self.find("tensors", digest)
+        if path and path.suffix in PACKED and self.describe(path).reference:
+            raise damaged(
+                self.layout, "tensors", digest, "it is a reference, and a difference itself"
+            )
+        return self.tensor(digest)
+
+    def describe(self, path: Path) -> Packed:
+        """What a packed tensor's file says of itself, without decoding it."""
+        return describe(map_file(path))
+
+    def reference_of(self, digest: str) -> str:
+        """The digest of the tensor that this one is kept as a difference from; "" if none."""
+        path = self.find("tensors", digest)
+        return self.describe(path).reference if path and path.suffix in PACKED else ""
 
     def file(self, digest: str) -> memoryview:
         """A stored file's bytes: a view of the mapped file, or of what was decompressed."""
@@ -107,11 +132,38 @@ class Objects:
         DamagedError
         """
         if found.folder == "tensors":
-            self._read(found, _decode_tensor, _check_tensor)
+            if found.path.suffix in PACKED:
+                self.check_packed(found.digest, map_file(found.path))
+            else:
+                self._read(found, self._decode_tensor, _check_tensor)
         else:
             self._read(
                 found, _decode_file if found.folder == "files" else _decode_json, _check_bytes
             )
+
+    def check_packed(self, digest: str, file: memoryview) -> None:
+        """Hold a packed tensor's file to its seal, and what it decodes to, to its digest.
+
+        Raises
+        ------
+        DamagedError
+        """
+        try:
+            check_seal(file)
+            sound = _check_tensor(digest, self._unpack(file))
+        except DamagedError as error:
+            raise damaged(self.layout, "tensors", digest, error.message) from error
+        if not sound:
+            raise damaged(self.layout, "tensors", digest, "it decodes to other bytes")
+
+    def _decode_tensor(self, path: Path, file: memoryview) -> tuple[TensorInfo, memoryview]:
+        return self._unpack(file) if path.suffix in PACKED else raw.read(file)
+
+    def _unpack(self, file: memoryview) -> tuple[TensorInfo, memoryview]:
+        packed = describe(file)
+        reference = self.reference(packed.reference) if packed.reference else None
+        decoded: tuple[TensorInfo, memoryview] = PACKED[packed.kind].decode(file, reference)
+        return decoded
 
     def _json(self, folder: str, digest: str) -> Any:
         return json.loads(bytes(self._checked_read(folder, digest, _decode_json, _check_bytes)))
@@ -127,7 +179,13 @@ class Objects:
         if path is None:
             raise damaged(self.layout, folder, digest, "it is missing")
         first = (folder, digest) not in self._checked
-        value = self._read(Object(folder, digest, path), decode, check if first else None)
+        try:
+            value = self._read(Object(folder, digest, path), decode, check if first else None)
+        except DamagedError:
+            if path.exists() or (path := self.find(folder, digest)) is None:
+                raise
+            # it was being packed or unpacked, and now stands in the other kind
+            value = self._read(Object(folder, digest, path), decode, check)
         self._checked.add((folder, digest))
         return value
 
@@ -197,10 +255,6 @@ def _raise_open_file_limit() -> bool:
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return True
-
-
-def _decode_tensor(_: Path, file: memoryview) -> tuple[TensorInfo, memoryview]:
-    return raw.read(file)
 
 
 def _decode_file(path: Path, file: memoryview) -> memoryview:

@@ -21,6 +21,8 @@ class Reach:
         For each reachable object, the ``name:tag`` of every model that needs it.
     models, blocks : dict
         The records, by digest.
+    references : dict of str to str
+        For each tensor that is kept as a difference, the tensor that it is one from.
     unread : dict of (folder, digest) to DamagedError
         Records that could not be read; what lies behind them is unknown.
     """
@@ -28,6 +30,7 @@ class Reach:
     names: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
     blocks: dict[str, Block] = field(default_factory=dict)
+    references: dict[str, str] = field(default_factory=dict)
     unread: dict[tuple[str, str], DamagedError] = field(default_factory=dict)
 
     @property
@@ -62,6 +65,16 @@ def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:
     result = Reach()
     for digest, names in starts.items():
         _visit(objects, result, digest, set(names))
+    for (folder, digest), needed in list(result.names.items()):
+        if folder == "tensors":
+            try:
+                reference = objects.reference_of(digest)
+            except DamagedError as error:
+                result.unread[folder, digest] = error
+                continue
+            if reference:
+                result.names.setdefault(("tensors", reference), set()).update(needed)
+                result.references[digest] = reference
     return result
 
 

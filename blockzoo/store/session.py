@@ -20,12 +20,12 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from blockzoo.codecs import raw, zstd
-from blockzoo.errors import LockedError, SourceError
+from blockzoo.codecs import PACKED, raw, zstd
+from blockzoo.errors import DamagedError, LockedError, SourceError
 from blockzoo.records import Block, Model
 from blockzoo.store import durable
 from blockzoo.store.layout import Layout
-from blockzoo.store.objects import LARGEST_COMPRESSED, Objects
+from blockzoo.store.objects import LARGEST_COMPRESSED, SUFFIXES, Objects
 from blockzoo.tensors import TensorInfo, bytes_digest, tensor_digest, tensor_hasher
 
 _CHUNK = 4 << 20  # bytes copied at a time
@@ -53,6 +53,7 @@ class Session:
         self._used: set[tuple[str, str]] = set()
         self._written: set[tuple[str, str]] = set()
         self._pending: dict[tuple[str, str], tuple[Path, Path]] = {}
+        self._replaced: dict[tuple[str, str], Path] = {}
         self._guard = threading.Lock()
 
     def __enter__(self) -> Session:
@@ -125,6 +126,14 @@ class Session:
         """Keep a model's record; its blocks, files and tensors must have been kept before."""
         return self._record("models", model.digest, model.encoded)
 
+    def put(self, place: Path, data: bytes) -> None:
+        """Write one finished file to its place at once, durably."""
+        staged = self._stage()
+        staged.write_bytes(data)
+        durable.flush_file(staged)
+        self._move(staged, place)
+        durable.flush_folder(place.parent)
+
     def rely(self, folder: str, digest: str) -> None:
         """Count on an object that is in the zoo already: `commit` makes sure that it still is."""
         self._has(folder, digest)
@@ -147,6 +156,10 @@ class Session:
             list(pool.map(durable.flush_file, [staged for staged, _ in pending.values()]))
             for staged, place in pending.values():
                 self._move(staged, place)
+            for (folder, digest), place in self._replaced.items():
+                for suffix in SUFFIXES[folder]:
+                    if (other := place.with_name(digest + suffix)) != place:
+                        other.unlink(missing_ok=True)  # the damaged one, kept in another kind
             if not all(self.objects.find(*key) for key in self._used):
                 return False
             # also of objects found in place: whoever wrote them may not have come this far
@@ -176,7 +189,12 @@ class Session:
             return False
         try:
             os.utime(path)
+            if path.suffix in PACKED:
+                reference = self.objects.describe(path).reference
+                return not reference or self._has(folder, reference)
             return size is None or path.stat().st_size == size
+        except DamagedError:
+            return False
         except (FileNotFoundError, PermissionError):
             return False  # collected just now, or another user's to touch: write our own
 
@@ -189,7 +207,9 @@ class Session:
         with self._guard:
             first = key not in self._written
             self._written.add(key)
-            self.distrust.discard(key)
+            if key in self.distrust:
+                self.distrust.discard(key)
+                self._replaced[key] = place
             if size < _FLUSH_AT_ONCE:
                 self._pending[key] = staged, place
                 return first

@@ -43,8 +43,14 @@ class Failure:
 @click.option("--name", help="What to call the model; by default its folder's name.")
 @click.option("--base", help="The model an adapter belongs to; by default as its config says.")
 @click.option("--detached", is_flag=True, help="Keep an adapter even though its base is absent.")
+@click.option("--dedupe", is_flag=True, help="Keep near-copies as differences, see `dedupe`.")
 def command(
-    app: App, sources: tuple[str, ...], name: str | None, base: str | None, detached: bool
+    app: App,
+    sources: tuple[str, ...],
+    name: str | None,
+    base: str | None,
+    detached: bool,
+    dedupe: bool,
 ) -> None:
     """Bring models and adapters into the zoo; only what is new is written.
 
@@ -79,6 +85,8 @@ def command(
                 failed.append(Failure(source, message, hint))
                 if len(ordered) > 1:
                     app.output.complain(f"{source}: {message}", hint)
+        if dedupe and done:
+            zoo.dedupe(only=[one.name for one in done], progress=progress).execute(progress)
     if last is not None and len(ordered) == 1:
         raise last
     _tell(app, zoo, done, failed)

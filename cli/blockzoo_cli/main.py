@@ -16,7 +16,7 @@ from blockzoo_cli.failures import report
 
 #: verbs by section, in the order of the help; each is a file that has its `command`
 VERBS: dict[str, tuple[str, ...]] = {
-    "Build a zoo": ("init", "ingest", "export"),
+    "Build a zoo": ("init", "ingest", "dedupe", "export"),
     "Look inside": ("ls", "show", "diff", "similar", "stats", "history"),
     "Look after it": ("tag", "rm", "gc", "verify", "repair"),
     "Run models": ("run", "demo"),

@@ -1,0 +1,188 @@
+"""Making a lossless plan: sketches find what is near what, `choose` picks the references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from blockzoo.codecs import PACKED, raw
+from blockzoo.dedupe import choose
+from blockzoo.dedupe.plan import Level, Plan, Step, names_of
+from blockzoo.dedupe.repack import packed_file
+from blockzoo.progress import Progress, silent
+from blockzoo.similarity.neighbours import FARTHEST, clusters, fold
+from blockzoo.similarity.sketches import Bucket, Sketches
+from blockzoo.store.objects import Objects
+from blockzoo.store.reach import reach, roots
+from blockzoo.tensors import TensorInfo, TensorRef
+
+if TYPE_CHECKING:
+    from blockzoo.zoo import Zoo
+
+_SMALLEST = 4096  # bytes; below this a packed file's own header eats what it saves
+_SAMPLE = 1 << 17  # elements coded to estimate a step's result
+_LARGEST_CLUSTER = 2048  # tensors whose distances are all taken
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A tensor with the reference chosen for it (None: by itself) and the distance."""
+
+    ref: TensorRef
+    reference: TensorRef | None
+    distance: float
+
+
+def make_plan(
+    zoo: Zoo,
+    *,
+    level: Level = "small",
+    keep_raw: Iterable[str] = (),
+    only: Iterable[str] | None = None,
+    alone: bool = True,
+    progress: Progress = silent,
+) -> Plan:
+    """Find near-copies and what keeping them as differences saves.
+
+    Parameters
+    ----------
+    level : {"fast", "small"}
+        ``fast`` for what is loaded often.
+    keep_raw : iterable of str
+        Names of models whose tensors stay raw, or become raw again.
+    only : iterable of str, optional
+        Names of models whose tensors are looked at; the others' still serve as references.
+    alone : bool
+        Whether a tensor that is near no other is kept as planes.
+    """
+    named = roots(zoo.refs)
+    found = reach(zoo.objects, named)
+    for error in found.unread.values():
+        raise error
+    refs = {ref.digest: ref for b in found.blocks.values() for ref in b.tensors.values()}
+    places = names_of(zoo, named)
+    hot = _tensors_of(zoo, keep_raw)
+    wanted = set(refs) if only is None else _tensors_of(zoo, only)
+    used = set(found.references.values())
+    packed = {d for d in refs if _is_packed(zoo.objects, d)}
+    large = [ref for d, ref in refs.items() if ref.nbytes >= _SMALLEST and d not in packed]
+    chosen: list[_Found] = []
+    for bucket in Sketches(zoo.objects).buckets(large, progress):
+        pinned = {
+            ref.digest
+            for ref in bucket.refs
+            if ref.digest in hot or ref.digest in used or ref.digest not in wanted
+        }
+        chosen += _choose(bucket, pinned, alone)
+    steps = [
+        step for item in chosen if (step := _estimate(zoo.objects, item, places, level)) is not None
+    ]
+    back = [_unpack_step(zoo.objects, refs[d], places) for d in sorted(packed & hot)]
+    steps = sorted([*back, *steps], key=lambda step: (step.reference, step.name))
+    touched = {step.tensor for step in steps}
+    untouched = sum(_size(zoo.objects, d) for d in refs if d not in touched)
+    references = len({step.reference for step in steps if step.reference} | used)
+    return Plan(zoo, level, tuple(steps), references, untouched)
+
+
+def undo_plan(zoo: Zoo) -> Plan:
+    """Everything raw again."""
+    named = roots(zoo.refs)
+    found = reach(zoo.objects, named)
+    refs = {ref.digest: ref for b in found.blocks.values() for ref in b.tensors.values()}
+    places = names_of(zoo, named)
+    kept = {d for d in refs if packed_file(zoo.objects, d)}
+    steps = tuple(_unpack_step(zoo.objects, refs[d], places) for d in sorted(kept))
+    untouched = sum(_size(zoo.objects, d) for d in refs if d not in kept)
+    return Plan(zoo, "fast", steps, 0, untouched)
+
+
+def _tensors_of(zoo: Zoo, names: Iterable[str]) -> set[str]:
+    blocks = [b for name in names for b in zoo.blocks_of(zoo.model(name)).values()]
+    return {ref.digest for block in blocks for ref in block.tensors.values()}
+
+
+def _is_packed(objects: Objects, digest: str) -> bool:
+    path = objects.find("tensors", digest)
+    return path is not None and path.suffix in PACKED
+
+
+def _size(objects: Objects, digest: str) -> int:
+    path = objects.find("tensors", digest)
+    return path.stat().st_size if path else 0
+
+
+def _choose(bucket: Bucket, pinned: set[str], alone: bool) -> list[_Found]:
+    sound = np.isfinite(bucket.values).all(axis=1) & np.isfinite(bucket.norms)
+    members = np.flatnonzero(sound)
+    result: list[_Found] = []
+    for cluster in clusters(fold(bucket.values), bucket.norms, members, FARTHEST):
+        for start in range(0, len(cluster), _LARGEST_CLUSTER):
+            part = cluster[start : start + _LARGEST_CLUSTER]
+            refs = [bucket.refs[i] for i in part.tolist()]
+            apart = _distances(bucket, part)
+            hold = np.array([ref.digest in pinned for ref in refs])
+            sizes = np.array([ref.nbytes for ref in refs], np.int64)
+            widths = np.array([ref.nbytes // max(1, ref.elements) for ref in refs])
+            # a wider dtype cannot come from a narrower one at a saving
+            apart[widths[:, None] > widths[None, :]] = np.inf
+            picked = choose.choose(refs[0].dtype, sizes, apart, hold, alone)
+            needed = set(picked[picked >= 0].tolist())
+            for i, reference in enumerate(picked.tolist()):
+                if reference >= 0:
+                    result.append(_Found(refs[i], refs[reference], float(apart[i, reference])))
+                elif alone and not hold[i] and i not in needed:
+                    result.append(_Found(refs[i], None, 0.0))
+    return result
+
+
+def _distances(bucket: Bucket, part: np.ndarray) -> np.ndarray:
+    """Estimated ‖row−column‖/‖row‖, shape (n, n), from the sketches' inner products."""
+    values = bucket.values[part].astype(np.float64)
+    squares = np.einsum("ij,ij->i", values, values)
+    apart = np.maximum(squares[:, None] + squares[None, :] - 2 * values @ values.T, 0.0)
+    norms = bucket.norms[part]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.sqrt(apart) / norms[:, None]
+    return np.nan_to_num(relative, nan=np.inf, posinf=np.inf)
+
+
+def _estimate(objects: Objects, item: _Found, places: dict[str, str], level: Level) -> Step | None:
+    """Code a sample and see; None where nothing is saved."""
+    from blockzoo.codecs import delta, planes, rows
+
+    ref, reference = item.ref, item.reference
+    info, data = objects.tensor(ref.digest)
+    if reference is None:
+        codec = planes.SUFFIX
+    else:
+        codec = delta.SUFFIX if ref.shape == reference.shape else rows.SUFFIX
+    before = raw.size(ref)
+    width = ref.nbytes // ref.elements
+    count = min(_SAMPLE, ref.elements, reference.elements if reference else ref.elements)
+    start = (min(ref.elements, reference.elements if reference else count) - count) // 2
+    piece = TensorInfo(info.dtype, (count,))
+    cut = data[start * width : (start + count) * width]
+    base = None
+    if reference is not None:
+        base_info, base_data = objects.reference(reference.digest)
+        base_width = reference.nbytes // reference.elements
+        base_cut = base_data[start * base_width : (start + count) * base_width]
+        base = (reference.digest, TensorInfo(base_info.dtype, (count,)), base_cut)
+    sample = (planes if reference is None else delta).encode(piece, cut, base, level=level)
+    share = len(sample) / len(cut) if sample is not None else 1.0
+    if share >= 0.97:
+        return None
+    after = int(before * share)
+    name = places.get(ref.digest, ref.digest[:12])
+    reference_digest = reference.digest if reference else ""
+    return Step(ref.digest, name, codec, reference_digest, item.distance, before, after)
+
+
+def _unpack_step(objects: Objects, ref: TensorRef, places: dict[str, str]) -> Step:
+    name = places.get(ref.digest, ref.digest[:12])
+    before = _size(objects, ref.digest)
+    return Step(ref.digest, name, raw.SUFFIX, "", 0.0, before, raw.size(ref))

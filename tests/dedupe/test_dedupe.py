@@ -1,0 +1,307 @@
+"""Dedupe without loss: smaller, byte for byte the same, undone at will, safe to interrupt."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from blockzoo import Zoo
+from blockzoo.codecs import PACKED
+from blockzoo.dedupe.choose import choose
+from blockzoo.errors import DamagedError, UsageError
+from blockzoo.store.reach import reach, roots
+from tests.zoos import checkpoint, hashes, run, start
+
+FULL = (
+    "base",
+    "math-full",
+    "sql-full",
+    "sql-then-trec-full",
+    "shakespeare-top3",
+    "shakespeare-norms",
+    "novel-lora-merged",
+    "chat-added-tokens",
+)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and fine-tunes in which every weight moved a little."""
+    root = tmp_path_factory.mktemp("sources")
+    checkpoint(root / "base", seed=1, layers=4, width=96, dtype="BF16")
+    for i in (1, 2, 3):
+        checkpoint(root / f"tune{i}", seed=1, layers=4, width=96, moved=0.01 * i, dtype="BF16")
+    return root
+
+
+@pytest.fixture
+def zoo(sources: Path, tmp_path: Path) -> Zoo:
+    zoo = Zoo(tmp_path / "zoo")
+    for source in sorted(sources.iterdir()):
+        zoo.ingest(source)
+    return zoo
+
+
+def check(zoo: Zoo, sources: Path, out: Path, names: tuple[str, ...] | None = None) -> None:
+    """Everything verifies, and every model comes out as it went in; read by a fresh zoo."""
+    fresh = Zoo(zoo.path, create=False)
+    assert fresh.verify().ok
+    for name in names or tuple(sorted(path.name for path in sources.iterdir())):
+        shutil.rmtree(out / name, ignore_errors=True)
+        fresh.export(name, out / name)
+        assert hashes(out / name) == hashes(sources / name), name
+
+
+def kinds(zoo: Zoo) -> dict[str, int]:
+    suffixes = [found.path.suffix for found in zoo.objects.all("tensors")]
+    return {suffix: suffixes.count(suffix) for suffix in set(suffixes)}
+
+
+def test_models_are_the_same_before_between_and_after(
+    zoo: Zoo, sources: Path, tmp_path: Path
+) -> None:
+    digests = {name: zoo.resolve(name) for name in zoo.names()}
+    raw_size = zoo.stats().stored_bytes
+    for level in ("small", "fast"):
+        plan = zoo.dedupe(level=level)
+        assert plan.steps and plan.after < plan.before
+        plan.execute()
+        small_size = zoo.stats().stored_bytes
+        assert small_size < 0.8 * raw_size
+        check(zoo, sources, tmp_path / "out")
+        assert not zoo.dedupe(level=level).steps, "there is nothing left to do"
+        zoo.gc(older_than=0).execute()
+        check(zoo, sources, tmp_path / "out")
+        zoo.undo_dedupe().execute()
+        assert zoo.stats().stored_bytes == raw_size
+        assert set(kinds(zoo)) == {".safetensors"}
+        check(zoo, sources, tmp_path / "out")
+    assert {name: zoo.resolve(name) for name in zoo.names()} == digests
+
+
+def test_the_real_family_saves_more_than_other_tools(shared: Path, tmp_path: Path) -> None:
+    """30 points over the best of tar and zstd, restic, borg and ZipNN: benchmarks/storage.py."""
+    zoo = Zoo(tmp_path / "zoo")
+    for name in FULL:
+        zoo.ingest(shared / "family" / name)
+    plan = zoo.dedupe(level="small")
+    plan.execute()
+    stats = zoo.stats()
+    assert stats.saving > 0.67
+    assert abs(plan.after / sum_of_tensors(zoo) - 1) < 0.05, "the plan's estimate was off"
+    check(zoo, shared / "family", tmp_path / "out", FULL)
+
+
+def sum_of_tensors(zoo: Zoo) -> int:
+    return sum(found.path.stat().st_size for found in zoo.objects.all("tensors"))
+
+
+def test_a_difference_is_one_step_deep_and_its_reference_is_kept(zoo: Zoo, tmp_path: Path) -> None:
+    zoo.dedupe().execute()
+    found = reach(zoo.objects, roots(zoo.refs))
+    assert found.references
+    for reference in found.references.values():
+        assert not zoo.objects.reference_of(reference)
+    # the base loses its name; what differs from it still needs it
+    zoo.remove("base")
+    for path in zoo.path.rglob("*.*"):
+        os.utime(path, (1, 1))
+    zoo.gc(older_than=0).execute()
+    assert Zoo(zoo.path).verify().ok
+    Zoo(zoo.path).export("tune1", tmp_path / "out")
+
+
+def test_an_ingest_relies_on_references_too(zoo: Zoo, sources: Path, tmp_path: Path) -> None:
+    """Old, unnamed differences that an ingest finds in place keep their references from gc."""
+    zoo.dedupe().execute()
+    for name in zoo.names():
+        zoo.remove(name)
+    for path in zoo.path.rglob("*.*"):
+        os.utime(path, (1, 1))
+    zoo.ingest(sources / "tune1")
+    zoo.gc().execute()
+    check(zoo, sources, tmp_path / "out", ("tune1",))
+
+
+def test_what_is_hot_stays_raw(zoo: Zoo, sources: Path, tmp_path: Path) -> None:
+    zoo.dedupe().execute()
+    zoo.dedupe(keep_raw=["tune2"]).execute()
+    model = zoo.model("tune2")
+    for block in zoo.blocks_of(model).values():
+        for ref in block.tensors.values():
+            path = zoo.objects.find("tensors", ref.digest)
+            assert path and path.suffix == ".safetensors"
+    check(zoo, sources, tmp_path / "out")
+
+
+def test_a_plan_can_be_written_read_and_executed_elsewhere(
+    zoo: Zoo, sources: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    done = run("dedupe", "--plan", file, "--zoo", zoo.path)
+    assert done.returncode == 0, done.stderr
+    assert set(kinds(zoo)) == {".safetensors"}
+    other = Zoo(tmp_path / "other")
+    done = run("dedupe", "--apply", file, "-y", "--zoo", other.path)
+    assert done.returncode == 2 and "another zoo" in done.stderr
+    done = run("dedupe", "--apply", file, "-y", "--json", "--zoo", zoo.path)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["done_after"] < data["done_before"]
+    check(zoo, sources, tmp_path / "out")
+    for text in ("{}", "[]", "", '{"format": 1, "steps": [{}]}'):
+        file.write_text(text)
+        with pytest.raises(UsageError, match="is no plan"):
+            from blockzoo.dedupe.plan import load
+
+            load(zoo, file)
+
+
+def test_dedupe_on_the_way_in(sources: Path, tmp_path: Path) -> None:
+    zoo = tmp_path / "zoo"
+    done = run("ingest", "--dedupe", *sorted(sources.iterdir()), "--zoo", zoo)
+    assert done.returncode == 0, done.stderr
+    assert ".delta" in kinds(Zoo(zoo))
+    check(Zoo(zoo), sources, tmp_path / "out")
+
+
+def test_a_damaged_reference_names_every_dependent(zoo: Zoo, sources: Path, tmp_path: Path) -> None:
+    zoo.dedupe().execute()
+    references = reach(zoo.objects, roots(zoo.refs)).references
+    victim = max(set(references.values()), key=list(references.values()).count)
+    dependents = {digest for digest, reference in references.items() if reference == victim}
+    path = zoo.objects.find("tensors", victim)
+    assert path
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    fresh = Zoo(zoo.path)
+    report = fresh.verify()
+    assert {p.digest for p in report.problems} == {victim} | dependents
+    (problem,) = (p for p in report.problems if p.digest == victim)
+    assert {f"tune{i}:latest" for i in (1, 2, 3)} <= set(problem.hurts)
+    with pytest.raises(DamagedError):
+        fresh.export("tune1", tmp_path / "broken")
+    for name in ("tune1", "tune2", "tune3", "base"):
+        report = fresh.repair(sources / name)
+    assert report.ok, report
+    check(zoo, sources, tmp_path / "out")
+
+
+def test_a_packed_reference_is_refused(zoo: Zoo) -> None:
+    """No chain and no circle of references can form, whatever a file says."""
+    zoo.dedupe().execute()
+    references = reach(zoo.objects, roots(zoo.refs)).references
+    digest, reference = next(iter(references.items()))
+    kept, other = zoo.objects.find("tensors", digest), zoo.objects.find("tensors", reference)
+    assert kept and other
+    # the reference becomes a "difference" itself: a copy of its dependent's file under its name
+    fake = other.with_name(reference + kept.suffix)
+    shutil.copy(kept, fake)
+    other.unlink()
+    fresh = Zoo(zoo.path)
+    with pytest.raises(DamagedError):
+        fresh.tensor(digest)
+    with pytest.raises(DamagedError):
+        fresh.tensor(reference)
+    assert not fresh.verify().ok
+
+
+def test_every_changed_byte_of_packed_files_is_found(zoo: Zoo) -> None:
+    zoo.dedupe().execute()
+    packed = [f.path for f in zoo.objects.all("tensors") if f.path.suffix in PACKED]
+    dice = random.Random(1)
+    for _ in range(60):
+        path = dice.choice(packed)
+        good = path.read_bytes()
+        bad = bytearray(good)
+        bad[dice.randrange(len(bad))] ^= dice.randrange(1, 256)
+        path.chmod(0o644)
+        path.write_bytes(bad)
+        report = Zoo(zoo.path).verify()
+        assert [p.path for p in report.problems] == [path]
+        path.write_bytes(good)
+    assert Zoo(zoo.path).verify().ok
+
+
+@pytest.mark.parametrize("verb", ["dedupe", "undo", "gc"])
+def test_a_killed_run_leaves_a_clean_zoo(
+    verb: str, sources: Path, zoo: Zoo, tmp_path: Path
+) -> None:
+    _kill(verb, sources, zoo, tmp_path, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(("verb", "times"), [("dedupe", 70), ("undo", 70), ("gc", 60)])
+def test_two_hundred_kills_leave_clean_zoos(
+    verb: str, times: int, sources: Path, zoo: Zoo, tmp_path: Path
+) -> None:
+    _kill(verb, sources, zoo, tmp_path, times)
+
+
+def _kill(verb: str, sources: Path, zoo: Zoo, tmp_path: Path, times: int) -> None:
+    command: tuple[str, ...] = ("dedupe", "-y")
+    if verb == "undo":
+        zoo.dedupe().execute()
+        command = ("dedupe", "--undo", "-y")
+    if verb == "gc":
+        zoo.dedupe().execute()
+        zoo.remove("tune1")
+        zoo.remove("base")
+        for path in zoo.path.rglob("*.*"):
+            os.utime(path, (1, 1))
+        command = ("gc", "--older-than", "0", "-y")
+    names = ("tune2", "tune3") if verb == "gc" else ("base", "tune1", "tune2", "tune3")
+    shutil.copytree(zoo.path, tmp_path / "timed")
+    began = time.monotonic()
+    process = start(*command, "--zoo", tmp_path / "timed")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    seconds = time.monotonic() - began
+    dice = random.Random(verb)
+    killed = 0
+    for round_ in range(times):
+        place = tmp_path / f"round{round_}"
+        shutil.copytree(zoo.path, place)
+        process = start(*command, "--zoo", place)
+        time.sleep(dice.uniform(0.3, 1.0) * seconds)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+        check(Zoo(place), sources, tmp_path / "out", names)
+        done = run(*command, "--zoo", place)
+        assert done.returncode == 0, done.stderr
+        check(Zoo(place), sources, tmp_path / "out", names)
+        if verb == "dedupe":
+            left = [d.digest for d in Zoo(place).objects.all("tensors")]
+            assert len(left) == len(set(left)), "a tensor is kept twice"
+        shutil.rmtree(place)
+    assert killed >= times // 3
+
+
+def test_the_middle_of_a_family_becomes_the_reference() -> None:
+    """Whatever the order of arrival: four tunes around a base, and a stranger."""
+    points = np.array([[1.0, 0], [0, 0], [0, 1], [-1, 0], [0, -1], [50, 50]])
+    points[:, 0] += 1
+    apart = np.linalg.norm(points[:, None] - points[None], axis=-1) * 0.02
+    sizes = np.full(6, 1 << 20)
+    picked = choose("BF16", sizes, apart, np.zeros(6, bool), True)
+    assert picked.tolist() == [1, -1, 1, 1, 1, -1]
+
+
+def test_a_pinned_tensor_is_never_a_difference() -> None:
+    apart = np.full((3, 3), 0.01)
+    np.fill_diagonal(apart, 0)
+    pinned = np.array([False, True, True])
+    picked = choose("BF16", np.full(3, 1 << 20), apart, pinned, True)
+    assert picked[0] in (1, 2) and picked[1] == picked[2] == -1
