@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from blockzoo.errors import NotFoundError
 from blockzoo.explore import html
 from blockzoo.explore.dendrogram import Drawing, dendrogram
 from blockzoo.explore.table import Column, Table
@@ -44,11 +45,13 @@ class FamilyTree:
 
         Raises
         ------
-        KeyError
+        NotFoundError
             Where there is no model of that name, or it descends from none.
         """
-        digest = next(d for d, m in self.lineage.members.items() if name in (*m.names, d))
-        edge = self.lineage.edges[digest]
+        named = [d for d, m in self.lineage.members.items() if name in (*m.names, d)]
+        if not named or named[0] not in self.lineage.edges:
+            raise NotFoundError(f"{name!r} descends from no model here")
+        edge = self.lineage.edges[named[0]]
         parent = self.lineage.members[edge.parent].name
         rows = [{"hop": hop, "distance": apart} for hop, apart in edge.hops.items()]
         return Table(f"{parent} → {name}", _HOPS, rows)

@@ -2,7 +2,8 @@
 
 Distance has no direction. The root of a family is guessed by what speaks for it, in this order:
 no edge leads from a grown vocabulary to the smaller one or from a dtype to a wider one; it is in
-the middle of its family, where adapters on a model count for it; it came in first.
+the middle of its family, where adapters on a model count for it, and at least three descend from
+it (of a mere row of models the middle one is as likely a child); it came in first.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from blockzoo.similarity.kinship import Kinship, Tensors
 from blockzoo.tensors import DTYPE_BITS
+
+_CLEAR = 3  # descendants in one step, adapters counted, that make the middle of a family its root
+_ORDER = "the order of ingest"
 
 _Near = dict[str, list[tuple[str, Kinship]]]
 
@@ -70,11 +74,9 @@ def directed(
     left = [digest for digest in near if backwards[digest] == least]
     evidence = "its vocabulary or dtype"
     if len(left) > 1:
-        nearest = min(far[digest] for digest in left)
-        left = [digest for digest in left if far[digest] <= nearest * (1 + 1e-9)]
-        evidence = "the middle of the family"
-    if len(left) > 1:
-        evidence = "the order of ingest"
+        middle = min(left, key=lambda digest: (far[digest], digest))
+        clear = len(near[middle]) + weights[middle] - 1 >= _CLEAR
+        left, evidence = ([middle], "the middle of the family") if clear else (left, _ORDER)
     root = min(left, key=lambda digest: (since[digest], digest))
     for _, up, pair in _walk(root, near):
         if pair:

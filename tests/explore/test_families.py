@@ -119,9 +119,11 @@ def test_what_is_unknown_is_refused_in_words(zoo: Zoo) -> None:
 
 def test_a_model_shows_its_distance_by_hop(zoo: Zoo) -> None:
     tree = zoo.families()
-    assert set(tree.hops("near")["hop"]) <= {"layers.1.attention", "layers.1.mlp"} or set(
-        tree.hops("base")["hop"]
-    )
+    assert tree.hops("near")["hop"] == ["layers.1.attention", "layers.1.mlp"]
+    assert tree.hops("far")["hop"] == ["layers.2.attention", "layers.2.mlp"]
+    for name in ("base", "nobody"):
+        with pytest.raises(NotFoundError):
+            tree.hops(name)
 
 
 def test_ranks_of_a_difference_are_shown_when_asked_for(shared: Path, tmp_path: Path) -> None:

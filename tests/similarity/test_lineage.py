@@ -141,6 +141,15 @@ def test_a_grown_vocabulary_tells_the_child(tmp_path: Path) -> None:
     assert "embedding" not in edge.hops  # the rows that both have are equal
 
 
+def test_the_middle_one_of_a_row_is_not_taken_for_its_root(tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    child = moved(weights(1), 2, 0.01)
+    zoo.ingest(write(tmp_path / "first", weights(1)))
+    zoo.ingest(write(tmp_path / "then", child))
+    zoo.ingest(write(tmp_path / "last", moved(child, 3, 0.01)))
+    assert tree(lineage(zoo)) == {"then": "first", "last": "then"}
+
+
 def test_where_nothing_else_speaks_the_first_is_the_parent(tmp_path: Path) -> None:
     zoo = Zoo(tmp_path / "zoo")
     zoo.ingest(write(tmp_path / "b", weights(1)))
