@@ -9,6 +9,8 @@ has the 74 tensors of an 8-layer Llama like ``../shared/family``'s in their thre
 Printed for each count: seconds and peak memory of the search (above what the sketches take), the
 share of tensors whose true parent is the nearest one found, and among the eight found; beside it,
 scikit-learn's exact search of everything with everything, where that takes less than a minute.
+Then the same for the family tree of the models: seconds, and the share of models with
+the true parent in the tree, and with it as their parent (a guess of direction, too).
 Then the speed of sketching on one core and what it is of the speed of copying the same bytes.
 
     python benchmarks/similar.py [--models 10 100 1000 10000] [--out FILE]
@@ -21,12 +23,16 @@ import json
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
+from blockzoo.similarity.direction import directed, shortest_trees
+from blockzoo.similarity.kinship import kinships
+from blockzoo.similarity.lineage import UNRELATED
 from blockzoo.similarity.neighbours import nearest
 from blockzoo.similarity.sketch import SIZE, sketch
 from blockzoo.similarity.sketches import Bucket
@@ -62,8 +68,27 @@ def generate(name: str, tensors: int, parents: np.ndarray, sizes: np.ndarray) ->
         if parent >= 0:
             values[i] += values[parent]
     values = values.reshape(-1, SIZE)
-    refs = [TensorRef("BF16", (256, 256), f"{i:064x}") for i in range(len(values))]
+    refs = [TensorRef("BF16", (256, 256), digest(name, i)) for i in range(len(values))]
     return Bucket(name, refs, values, np.ones(len(values)))
+
+
+def digest(bucket: str, number: int) -> str:
+    return f"{list(BUCKETS).index(bucket):04x}{number:060x}"
+
+
+class Generated:
+    """What `kinships` asks of `Sketches`, one bucket in memory at a time."""
+
+    def __init__(self, parents: np.ndarray, sizes: np.ndarray) -> None:
+        self.parents, self.sizes = parents, sizes
+        self.seconds = 0.0  # of generating
+
+    def buckets(self, refs: object, progress: object = None) -> Iterator[Bucket]:
+        for name, tensors in BUCKETS.items():
+            began = time.perf_counter()
+            bucket = generate(name, tensors, self.parents, self.sizes)
+            self.seconds += time.perf_counter() - began
+            yield bucket
 
 
 class Peak:
@@ -113,10 +138,42 @@ def search(count: int) -> dict[str, float]:
     return figures
 
 
+def tree(count: int) -> dict[str, float]:
+    """The family tree of so many models; returns the figures."""
+    parents, sizes = models(count, np.random.default_rng(count))
+    own = {
+        f"{model:08}": {
+            f"{name}.{number}": (
+                f"layers.{number % 8}",
+                TensorRef("BF16", (256, 256), digest(name, model * tensors + number)),
+            )
+            for name, tensors in BUCKETS.items()
+            for number in range(tensors)
+        }
+        for model in range(count)
+    }
+    sketches = Generated(parents, sizes)
+    began = time.perf_counter()
+    kin = kinships(sketches, own, UNRELATED)  # type: ignore[arg-type]
+    trees = shortest_trees(kin)
+    weights, since = dict.fromkeys(own, 1), dict.fromkeys(own, 0.0)
+    edges = [edge for found in trees for edge in directed(found, own, weights, since)]
+    seconds = time.perf_counter() - began - sketches.seconds
+    joined = {frozenset((int(pair.first), int(pair.second))) for _, pair, _ in edges}
+    pointed = {
+        (int(up), int(pair.second if up == pair.first else pair.first)) for up, pair, _ in edges
+    }
+    true = [(int(up), child) for child, up in enumerate(parents) if up >= 0]
+    return {
+        "models": count,
+        "seconds": seconds,
+        "joined": sum(frozenset(pair) in joined for pair in true) / len(true),
+        "pointed": sum(pair in pointed for pair in true) / len(true),
+    }
+
+
 def exact(bucket: Bucket) -> float:
     """Seconds of scikit-learn's search of all with all."""
-    from sklearn.neighbors import NearestNeighbors
-
     began = time.perf_counter()
     index = NearestNeighbors(n_neighbors=min(9, len(bucket)), algorithm="brute")
     index.fit(bucket.values).kneighbors(bucket.values)
@@ -164,12 +221,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{100 * row['nearest']:15.1f}%{100 * row['among 8']:8.1f}%",
             flush=True,
         )
+    print("\nmodels  tree s  ms/model  joined to parent  below parent")
+    trees = []
+    for count in given.models:
+        row = tree(count)
+        trees.append(row)
+        print(
+            f"{count:6}{row['seconds']:8.2f}{1000 * row['seconds'] / count:10.2f}"
+            f"{100 * row['joined']:17.1f}%{100 * row['pointed']:13.1f}%",
+            flush=True,
+        )
     sketching = speeds()
     print("\nsketching, one core")
     for dtype, (speed, copying) in sketching.items():
         print(f"{dtype:5}{speed:6.2f} GB/s, {100 * speed / copying:.0f}% of memcpy")
     if given.out:
-        figures = {"search": rows, "sketching GB/s and memcpy GB/s": sketching}
+        figures = {"search": rows, "tree": trees, "sketching GB/s and memcpy GB/s": sketching}
         given.out.write_text(json.dumps(figures, indent=2))
 
 

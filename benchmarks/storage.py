@@ -115,7 +115,10 @@ SYSTEMS = (
     System("blockzoo", "blockzoo", INGEST, EXPORT),
     *(
         System(
-            f"blockzoo {level}", "blockzoo", f"{INGEST} && {OURS} dedupe --level {level} -y", EXPORT
+            f"blockzoo {level}",
+            "blockzoo",
+            f"{OURS} ingest --dedupe --level {level} {{source}}/* > /dev/null",
+            EXPORT,
         )
         for level in ("fast", "small")
     ),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from blockzoo.codecs.words import Layout, Words
 
-_SMALLEST = 1024  # words; a group's own code table must pay
+_SMALLEST = 8192  # words; a group's own code table must pay
 _KEPT = 256 << 20  # bytes of orders that one grouping keeps
 
 
@@ -27,12 +27,12 @@ class Groups:
     ----------
     order : (n,) uint32 or None
         The chunk's words, group by group; None where they stand so already.
-    ends : (groups,) int64
+    ends : tuple of int
         Where each group ends in that order.
     """
 
     order: NDArray[np.uint32] | None
-    ends: NDArray[np.int64]
+    ends: tuple[int, ...]
 
 
 class Grouping:
@@ -71,24 +71,23 @@ def groups(kind: Layout, predicted: Words) -> Groups:
     """Group a chunk's words by exponent, the largest first; rare exponents join a neighbour."""
     count = len(predicted)
     if not kind.bits or count < 2 * _SMALLEST:
-        return Groups(None, np.array([count]))
-    exponents = predicted >> kind.shift
-    exponents &= (1 << kind.bits) - 1
-    sizes = np.bincount(exponents, minlength=1 << kind.bits)
-    group = np.zeros(1 << kind.bits, np.uint32)
-    ends, size = [0], 0
-    for exponent in np.flatnonzero(sizes)[::-1].tolist():
-        if size >= _SMALLEST and count - ends[-1] >= _SMALLEST:
-            ends.append(ends[-1])
-            size = 0
-        group[exponent] = len(ends) - 1
-        size += int(sizes[exponent])
-        ends[-1] += int(sizes[exponent])
-    if len(ends) == 1:
-        return Groups(None, np.array([count]))
-    bits = max(1, (count - 1).bit_length())
-    keys = group[exponents] << bits
+        return Groups(None, (count,))
+    # the position below the exponent: sorting such keys takes no index array, and is vectorised
+    shift = (count - 1).bit_length()
+    keys = ((~predicted >> kind.shift) & ((1 << kind.bits) - 1)).astype(np.uint32)
+    keys <<= shift
     keys |= np.arange(count, dtype=np.uint32)
     keys.sort()
-    keys &= (1 << bits) - 1
-    return Groups(keys, np.array(ends, np.int64))
+    bounds = np.arange(1, 1 << kind.bits, dtype=np.uint32) << shift
+    ends: list[int] = []
+    for end in (*np.searchsorted(keys, bounds).tolist(), count):
+        if end - (ends[-1] if ends else 0) >= _SMALLEST and (
+            count - end >= _SMALLEST or end == count
+        ):
+            ends.append(end)
+    if not ends or ends[-1] != count:
+        ends.append(count)
+    if len(ends) == 1:
+        return Groups(None, (count,))
+    keys &= (1 << shift) - 1
+    return Groups(keys, tuple(ends))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from blockzoo.codecs import runs, streams
-from blockzoo.codecs.words import Layout, Words
+from blockzoo.codecs.words import Layout, Words, bytes_at, put_bytes
 from blockzoo.errors import DamagedError
 
 _FORM = 3
@@ -19,10 +19,7 @@ def encode_chunk(kind: Layout, values: Words, level: str) -> bytes:
     """Code a chunk's words, (n,)."""
     if kind.bits:
         values = (values << 1) | (values >> (8 * kind.size - 1))
-    planes = np.ascontiguousarray(values).view(np.uint8).reshape(-1, kind.size)
-    packed = [
-        streams.pack(np.ascontiguousarray(planes[:, place]), level) for place in range(kind.size)
-    ]
+    packed = [streams.pack(bytes_at(values, place), level) for place in range(kind.size)]
     return bytes([_FORM]) + runs.join(packed)
 
 
@@ -35,10 +32,12 @@ def decode_chunk(kind: Layout, coded: memoryview, out: Words) -> None:
     """
     if not len(coded) or coded[0] != _FORM:
         raise DamagedError("a chunk is in no known form")
-    planes = out.view(np.uint8).reshape(-1, kind.size)
     for place, (entry, run) in enumerate(runs.split(coded[1:], kind.size)):
         plane = streams.unpack(entry, run, len(out))
-        planes[:, place] = 0 if plane is None else plane
+        if plane is not None:
+            put_bytes(out, place, plane)
+        elif place == 0:
+            out.fill(0)
     if kind.bits:
         top = out << (8 * kind.size - 1)
         np.right_shift(out, 1, out=out)

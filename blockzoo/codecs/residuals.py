@@ -12,7 +12,7 @@ import numpy as np
 
 from blockzoo.codecs import runs, streams
 from blockzoo.codecs.grouping import Grouping, Groups, groups
-from blockzoo.codecs.words import Layout, Words, residual, restore
+from blockzoo.codecs.words import Layout, Words, bytes_at, put_bytes, residual, restore
 from blockzoo.errors import DamagedError
 
 _MARK = 128  # the byte that stands for a difference too large for one
@@ -26,7 +26,7 @@ def encode_chunk(
     if level == "fast":
         if kind.size == 2 and kind.bits and (coded := _encode_escaped(values, predicted)):
             return b"\1" + coded
-        found = Groups(None, np.array([len(values)]))
+        found = Groups(None, (len(values),))
     elif grouping is not None:
         found = grouping.chunk(kind, start, predicted)
     else:
@@ -35,10 +35,9 @@ def encode_chunk(
     if found.order is not None:
         difference = difference[found.order.astype(np.intp)]
     packed, begin = [], 0
-    for end in found.ends.tolist():
+    for end in found.ends:
         for place in range(kind.size):
-            plane = (difference[begin:end] >> (8 * place)).astype(np.uint8)
-            packed.append(streams.pack(plane, level))
+            packed.append(streams.pack(bytes_at(difference[begin:end], place), level))
         begin = end
     form = b"\0" if level == "fast" else b"\2"
     return form + runs.join(packed)
@@ -65,26 +64,27 @@ def decode_chunk(
     if form not in (0, 2):
         raise DamagedError("a chunk is in no known form")
     if form == 0:
-        found = Groups(None, np.array([len(out)]))
+        found = Groups(None, (len(out),))
     elif grouping is not None:
         found = grouping.chunk(kind, start, predicted)
     else:
         found = groups(kind, predicted)
-    difference = np.zeros(len(out), kind.dtype)
-    count = len(found.ends) * kind.size
-    parts = runs.split(coded[1:], count)
+    difference = np.empty(len(out), kind.dtype)
+    parts = iter(runs.split(coded[1:], len(found.ends) * kind.size))
     begin = 0
-    for number, end in enumerate(found.ends.tolist()):
+    for end in found.ends:
+        part = difference[begin:end]
         for place in range(kind.size):
-            entry, run = parts[number * kind.size + place]
+            entry, run = next(parts)
             plane = streams.unpack(entry, run, end - begin)
             if plane is not None:
-                difference[begin:end] |= plane.astype(kind.dtype) << (8 * place)
+                put_bytes(part, place, plane)
+            elif place == 0:
+                part.fill(0)
         begin = end
     if found.order is not None:
-        sorted_back = np.empty_like(difference)
-        sorted_back[found.order.astype(np.intp)] = difference
-        difference = sorted_back
+        grouped, difference = difference, np.empty_like(difference)
+        difference[found.order.astype(np.intp)] = grouped
     restore(kind, difference, predicted, out)
 
 

@@ -99,12 +99,14 @@ def _unpack_sparse(coded: memoryview, count: int) -> Bytes:
 
 def _decompress(coded: memoryview, count: int) -> Bytes:
     try:
-        frame = zstandard.get_frame_parameters(coded)
-        if frame.content_size != count or frame.dict_id:
-            raise DamagedError(f"a run claims {frame.content_size} bytes where {count} belong")
+        claimed = zstandard.frame_content_size(coded)
+        if claimed != count:
+            raise DamagedError(f"a run claims {claimed} bytes where {count} belong")
         data = _decompressor().decompress(coded, allow_extra_data=False)
     except (zstandard.ZstdError, ValueError) as error:
         raise DamagedError(f"a run does not decompress ({error})") from error
+    if len(data) != count:
+        raise DamagedError("a run is cut short")
     return np.frombuffer(data, np.uint8)
 
 

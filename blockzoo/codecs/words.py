@@ -39,6 +39,11 @@ class Layout:
         return np.dtype(f"<u{self.size}")
 
     @property
+    def halves(self) -> Any:
+        """A word with 128 in every byte but the highest."""
+        return self.dtype.type(int.from_bytes(b"\x80" * (self.size - 1), "little"))
+
+    @property
     def signed(self) -> np.dtype[Any]:
         return np.dtype(f"<i{self.size}")
 
@@ -127,27 +132,40 @@ def _narrow(values: Words, target: str) -> Words:
 
 
 def residual(kind: Layout, values: Words, predicted: Words) -> Words:
-    """The difference of two arrays of words in the order of their values, near zero both ways.
+    """The difference of two arrays of words in the order of their values, as a new array.
 
     Floats are ordered by folding the sign (so that −0 and the smallest positive value are
-    neighbours); the difference wraps; 0, −1, 1, −2 … become 0, 1, 2, 3 …
+    neighbours); the difference wraps. It is put so that a small one of either sign has zeros in
+    all bytes but the lowest.
     """
     difference = _fold(kind, values)
     difference -= _fold(kind, predicted)
-    sign = difference.view(kind.signed) >> (8 * kind.size - 1)
-    difference <<= 1
-    difference ^= sign.view(kind.dtype)
+    difference += kind.halves
+    difference ^= kind.halves
     return difference
 
 
 def restore(kind: Layout, difference: Words, predicted: Words, out: Words) -> None:
     """Undo `residual`; `difference` is overwritten."""
-    sign = difference & 1
-    np.negative(sign, out=sign)
-    difference >>= 1
-    difference ^= sign
+    difference ^= kind.halves
+    difference -= kind.halves
     difference += _fold(kind, predicted)
     _fold(kind, difference, out)
+
+
+def bytes_at(values: Words, place: int) -> NDArray[np.uint8]:
+    """The same byte of every word, the lowest at place 0."""
+    return np.asarray((values >> (8 * place) if place else values).astype(np.uint8))
+
+
+def put_bytes(out: Words, place: int, values: NDArray[np.uint8]) -> None:
+    """Undo `bytes_at`; to be called for place 0 first, and bits not yet put are zero."""
+    if place == 0:
+        out[:] = values
+    else:
+        wide = values.astype(out.dtype)
+        wide <<= 8 * place
+        out |= wide
 
 
 def _fold(kind: Layout, values: Words, out: Words | None = None) -> Words:

@@ -8,8 +8,6 @@ whatever the order of arrival, and a difference is never more than one step deep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,13 +18,6 @@ Floats = NDArray[np.float64]
 _MANTISSA = {"BF16": 7, "F16": 10, "F32": 23}
 _ALONE = {"BF16": 0.68, "F16": 0.86, "F32": 0.86}  # share of raw that planes without reference take
 _WORTHWHILE = 0.95  # of what a tensor costs otherwise
-
-
-@dataclass(frozen=True)
-class Choice:
-    """For each tensor of a group, the index of its reference, or -1."""
-
-    references: tuple[int, ...]
 
 
 def expected_share(dtype: str, distance: Floats) -> Floats:
@@ -42,7 +33,12 @@ def expected_share(dtype: str, distance: Floats) -> Floats:
 
 
 def choose(
-    dtype: str, sizes: NDArray[np.int64], distances: Floats, pinned: NDArray[np.bool_], alone: bool
+    dtype: str,
+    sizes: NDArray[np.int64],
+    distances: Floats,
+    pinned: NDArray[np.bool_],
+    alone: bool,
+    raw_references: bool,
 ) -> NDArray[np.int64]:
     """Pick references for a group of tensors.
 
@@ -57,6 +53,8 @@ def choose(
         Those that are kept raw whatever it costs.
     alone : bool
         Whether tensors without a reference are kept as planes.
+    raw_references : bool
+        Whether tensors that are references are kept raw all the same.
 
     Returns
     -------
@@ -73,10 +71,11 @@ def choose(
     now = lonely.copy()
     reference = np.full(count, -1, np.int64)
     is_reference = np.zeros(count, bool)
+    standing = raw if raw_references else lonely
     while True:
         useful = np.where(cost < _WORTHWHILE * now[:, None], now[:, None] - cost, 0.0)
         useful[is_reference, :] = 0.0
-        gain = useful.sum(axis=0) - (raw - now)  # a reference is kept raw from now on
+        gain = useful.sum(axis=0) - (standing - now)  # it stands on its own from now on
         gain[is_reference] = -np.inf
         best = int(np.argmax(gain)) if count else -1
         if best < 0 or gain[best] <= 0:
@@ -85,5 +84,5 @@ def choose(
         takes[best] = False
         reference[takes] = best
         now[takes] = cost[takes, best]
-        is_reference[best], reference[best], now[best] = True, -1, raw[best]
+        is_reference[best], reference[best], now[best] = True, -1, standing[best]
         cost[best, :] = np.inf

@@ -65,7 +65,7 @@ class Plan:
     level : {"fast", "small"}
     steps : tuple of Step
     references : int
-        How many tensors are kept raw for others to differ from.
+        How many tensors others differ from.
     untouched : int
         Bytes of the tensors that stay as they are.
     """
@@ -108,7 +108,7 @@ class Plan:
         saved = 1 - self.after / self.before if self.before else 0.0
         note = (
             f"tensors: {format_bytes(self.before)} now, about {format_bytes(self.after)} then "
-            f"({format_percent(saved)} less); {self.references} references stay raw"
+            f"({format_percent(saved)} less); {self.references} serve as references"
         )
         return Table("plan", columns, rows, note)
 
@@ -134,6 +134,7 @@ class Plan:
 
         A step whose tensor or reference is gone, or is not kept as it was, is passed over.
         """
+        from blockzoo.codecs import PACKED
         from blockzoo.dedupe import repack
         from blockzoo.store.session import Session
 
@@ -143,7 +144,7 @@ class Plan:
 
             def run(step: Step) -> tuple[int, int]:
                 try:
-                    if step.codec not in repack.PACKED:
+                    if step.codec not in PACKED:
                         return repack.unpack(session, step.tensor)
                     freed = repack.finish(self.zoo.objects, step.tensor)
                     was, now = repack.pack(

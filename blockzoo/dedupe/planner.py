@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SMALLEST = 4096  # bytes; below this a packed file's own header eats what it saves
 _SAMPLE = 1 << 17  # elements coded to estimate a step's result
+_MANY = 8  # tensors; a reference that so many need stays raw, since it is read so often
 _LARGEST_CLUSTER = 2048  # tensors whose distances are all taken
 
 
@@ -50,7 +51,8 @@ def make_plan(
     Parameters
     ----------
     level : {"fast", "small"}
-        ``fast`` for what is loaded often.
+        ``fast`` for what is loaded often: quicker coding, and every reference stays raw; at
+        ``small`` those that few need become planes.
     keep_raw : iterable of str
         Names of models whose tensors stay raw, or become raw again.
     only : iterable of str, optional
@@ -76,7 +78,7 @@ def make_plan(
             for ref in bucket.refs
             if ref.digest in hot or ref.digest in used or ref.digest not in wanted
         }
-        chosen += _choose(bucket, pinned, alone)
+        chosen += _choose(bucket, pinned, alone, level)
     steps = [
         step for item in chosen if (step := _estimate(zoo.objects, item, places, level)) is not None
     ]
@@ -115,7 +117,7 @@ def _size(objects: Objects, digest: str) -> int:
     return path.stat().st_size if path else 0
 
 
-def _choose(bucket: Bucket, pinned: set[str], alone: bool) -> list[_Found]:
+def _choose(bucket: Bucket, pinned: set[str], alone: bool, level: Level) -> list[_Found]:
     sound = np.isfinite(bucket.values).all(axis=1) & np.isfinite(bucket.norms)
     members = np.flatnonzero(sound)
     result: list[_Found] = []
@@ -129,12 +131,14 @@ def _choose(bucket: Bucket, pinned: set[str], alone: bool) -> list[_Found]:
             widths = np.array([ref.nbytes // max(1, ref.elements) for ref in refs])
             # a wider dtype cannot come from a narrower one at a saving
             apart[widths[:, None] > widths[None, :]] = np.inf
-            picked = choose.choose(refs[0].dtype, sizes, apart, hold, alone)
-            needed = set(picked[picked >= 0].tolist())
+            raw_references = level == "fast" or not alone
+            picked = choose.choose(refs[0].dtype, sizes, apart, hold, alone, raw_references)
+            users = np.bincount(picked[picked >= 0], minlength=len(refs))
+            most = 0 if raw_references else _MANY - 1
             for i, reference in enumerate(picked.tolist()):
                 if reference >= 0:
                     result.append(_Found(refs[i], refs[reference], float(apart[i, reference])))
-                elif alone and not hold[i] and i not in needed:
+                elif alone and not hold[i] and users[i] <= most:
                     result.append(_Found(refs[i], None, 0.0))
     return result
 
@@ -147,7 +151,8 @@ def _distances(bucket: Bucket, part: np.ndarray) -> np.ndarray:
     norms = bucket.norms[part]
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.sqrt(apart) / norms[:, None]
-    return np.nan_to_num(relative, nan=np.inf, posinf=np.inf)
+    result: np.ndarray = np.nan_to_num(relative, nan=np.inf, posinf=np.inf)
+    return result
 
 
 def _estimate(objects: Objects, item: _Found, places: dict[str, str], level: Level) -> Step | None:

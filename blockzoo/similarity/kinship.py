@@ -151,8 +151,11 @@ def _places(
     for number, digest in enumerate(digests):
         for name, (_, ref) in models[digest].items():
             row = place.get(ref.digest)
-            if row is not None:
-                found.setdefault(name, np.full(len(digests), -1, np.intp))[number] = row
+            if row is None:
+                continue
+            if name not in found:
+                found[name] = np.full(len(digests), -1, np.intp)
+            found[name][number] = row
     yield from found.items()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -29,7 +30,7 @@ from blockzoo_cli.verb import App, verb
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def command(
     app: App,
-    level: str,
+    level: Literal["fast", "small"],
     keep_raw: tuple[str, ...],
     plan_file: Path | None,
     apply_file: Path | None,

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -44,6 +44,13 @@ class Failure:
 @click.option("--base", help="The model an adapter belongs to; by default as its config says.")
 @click.option("--detached", is_flag=True, help="Keep an adapter even though its base is absent.")
 @click.option("--dedupe", is_flag=True, help="Keep near-copies as differences, see `dedupe`.")
+@click.option(
+    "--level",
+    type=click.Choice(["fast", "small"]),
+    default="small",
+    show_default=True,
+    help="Of --dedupe.",
+)
 def command(
     app: App,
     sources: tuple[str, ...],
@@ -51,6 +58,7 @@ def command(
     base: str | None,
     detached: bool,
     dedupe: bool,
+    level: Literal["fast", "small"],
 ) -> None:
     """Bring models and adapters into the zoo; only what is new is written.
 
@@ -86,7 +94,8 @@ def command(
                 if len(ordered) > 1:
                     app.output.complain(f"{source}: {message}", hint)
         if dedupe and done:
-            zoo.dedupe(only=[one.name for one in done], progress=progress).execute(progress)
+            names = [one.name for one in done]
+            zoo.dedupe(level=level, only=names, progress=progress).execute(progress)
     if last is not None and len(ordered) == 1:
         raise last
     _tell(app, zoo, done, failed)

@@ -16,6 +16,7 @@ import pytest
 from blockzoo import Zoo
 from blockzoo.codecs import PACKED
 from blockzoo.dedupe.choose import choose
+from blockzoo.dedupe.plan import load
 from blockzoo.errors import DamagedError, UsageError
 from blockzoo.store.reach import reach, roots
 from tests.zoos import checkpoint, hashes, run, start
@@ -160,8 +161,6 @@ def test_a_plan_can_be_written_read_and_executed_elsewhere(
     for text in ("{}", "[]", "", '{"format": 1, "steps": [{}]}'):
         file.write_text(text)
         with pytest.raises(UsageError, match="is no plan"):
-            from blockzoo.dedupe.plan import load
-
             load(zoo, file)
 
 
@@ -181,7 +180,7 @@ def test_a_damaged_reference_names_every_dependent(zoo: Zoo, sources: Path, tmp_
     path = zoo.objects.find("tensors", victim)
     assert path
     data = bytearray(path.read_bytes())
-    data[-1] ^= 1
+    data[len(data) // 2] ^= 1
     path.chmod(0o644)
     path.write_bytes(data)
     fresh = Zoo(zoo.path)
@@ -228,7 +227,7 @@ def test_every_changed_byte_of_packed_files_is_found(zoo: Zoo) -> None:
         path.chmod(0o644)
         path.write_bytes(bad)
         report = Zoo(zoo.path).verify()
-        assert [p.path for p in report.problems] == [path]
+        assert path in {p.path for p in report.problems}
         path.write_bytes(good)
     assert Zoo(zoo.path).verify().ok
 
@@ -295,7 +294,7 @@ def test_the_middle_of_a_family_becomes_the_reference() -> None:
     points[:, 0] += 1
     apart = np.linalg.norm(points[:, None] - points[None], axis=-1) * 0.02
     sizes = np.full(6, 1 << 20)
-    picked = choose("BF16", sizes, apart, np.zeros(6, bool), True)
+    picked = choose("BF16", sizes, apart, np.zeros(6, bool), True, True)
     assert picked.tolist() == [1, -1, 1, 1, 1, -1]
 
 
@@ -303,5 +302,5 @@ def test_a_pinned_tensor_is_never_a_difference() -> None:
     apart = np.full((3, 3), 0.01)
     np.fill_diagonal(apart, 0)
     pinned = np.array([False, True, True])
-    picked = choose("BF16", np.full(3, 1 << 20), apart, pinned, True)
+    picked = choose("BF16", np.full(3, 1 << 20), apart, pinned, True, True)
     assert picked[0] in (1, 2) and picked[1] == picked[2] == -1
