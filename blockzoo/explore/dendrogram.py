@@ -2,7 +2,7 @@
 
 One row a model. A model stands as far to the right as it is from the root of its family along
 the tree; a line leads to it from its parent's column. Dashed lines are guesses of direction.
-Adapters, whose distance from their base is not told, stand a little to its right, hollow.
+Adapters are hollow; one whose distance is not told stands a little to the right of its base.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from blockzoo.similarity.lineage import Lineage
 _ROW = 24  # pixels
 _PLOT = 420
 _MARGIN = 16
-_STUB = 18  # how far from its base an adapter stands
+_STUB = 18  # how far from its base an adapter stands whose distance is not told
 _LETTER = 7.3  # a generous width
 _GAP = 14  # between families
 
@@ -65,7 +65,7 @@ def dendrogram(lineage: Lineage) -> Drawing:
     """
     depth, rows = _places(lineage)
     scale = _PLOT / max([*depth.values(), 1e-12])
-    x = {d: _MARGIN + depth[d] * scale + _STUB * _adapter(lineage, d) for d in depth}
+    x = {d: _MARGIN + depth[d] * scale + _STUB * _unknown(lineage, d) for d in depth}
     lines, marks = [], []
     for digest, y in rows.items():
         member, edge = lineage.members[digest], lineage.edges.get(digest)
@@ -108,6 +108,6 @@ def _places(lineage: Lineage) -> tuple[dict[str, float], dict[str, float]]:
     return depth, rows
 
 
-def _adapter(lineage: Lineage, digest: str) -> bool:
+def _unknown(lineage: Lineage, digest: str) -> bool:
     edge = lineage.edges.get(digest)
     return edge is not None and edge.distance is None

@@ -59,25 +59,29 @@ class FamilyTree:
     def __repr__(self) -> str:
         if not self.lineage.members:
             return "no models"
-        lines = [("model", "distance", "differs in", "direction")]
+        lines: list[tuple[str, ...]] = [("model", "kind", "distance", "differs in", "direction")]
         for root in self.lineage.roots:
             lines += self._lines(root, "", "")
-        widths = [max(len(line[i]) for line in lines) for i in range(4)]
-        lines.insert(1, tuple("─" * width for width in widths))  # type: ignore[arg-type]
+        widths = [max(len(line[i]) for line in lines) for i in range(5)]
+        lines.insert(1, tuple("─" * width for width in widths))
         return "\n".join(
-            f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:{widths[2]}}  {d}".rstrip()
-            for a, b, c, d in lines
+            "  ".join(
+                cell.rjust(width) if number == 2 else cell.ljust(width)
+                for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
         )
 
-    def _lines(self, root: str, first: str, rest: str) -> list[tuple[str, str, str, str]]:
+    def _lines(self, root: str, first: str, rest: str) -> list[tuple[str, ...]]:
         """A model's line and those of all that descend from it."""
-        lines = []
+        lines: list[tuple[str, ...]] = []
         waiting = [(root, first, rest)]
         while waiting:
             digest, head, indent = waiting.pop()
             edge = self.lineage.edges.get(digest)
-            name = head + self.lineage.members[digest].name
-            lines.append((name, *self._facts(edge)))
+            member = self.lineage.members[digest]
+            kind = member.family if member.kind == "adapter" else "model"
+            lines.append((head + member.name, kind, *self._facts(edge)))
             children = self.lineage.children(digest)
             for number, child in reversed(list(enumerate(children))):
                 last = number == len(children) - 1
@@ -111,7 +115,9 @@ class FamilyTree:
             summary = html.span(member.name, "bz-name", digest)
             if edge is None:
                 summary += html.span(format_bytes(member.bytes), "bz-dim")
-            elif edge.distance is not None:
+            if member.kind == "adapter":
+                summary += html.span(member.family, "bz-dim")
+            if edge and edge.distance is not None:
                 share = edge.distance / widest if widest else 0.0
                 summary += html.bar(share, apart) + html.span(apart, "bz-size")
             summary += html.span(where) + html.span(direction, "bz-dim")
@@ -130,7 +136,7 @@ class FamilyTree:
 def differences(edge: Edge) -> str:
     """Where a child differs from its parent, in a few words."""
     if edge.distance is None:
-        return "adapter"
+        return ""
     parts = [summary(edge.hops) or "no weight"]
     if edge.rows_added:
         parts.append(f"{edge.rows_added:+,} row{'s' if abs(edge.rows_added) > 1 else ''}")

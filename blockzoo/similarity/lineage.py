@@ -18,6 +18,7 @@ from blockzoo.progress import Progress, silent
 from blockzoo.similarity.direction import directed, shortest_trees
 from blockzoo.similarity.kinship import kinships, own_tensors
 from blockzoo.similarity.sketches import Sketches
+from blockzoo.similarity.updates import update_distances
 from blockzoo.store.objects import Objects
 from blockzoo.store.reach import reach, roots
 from blockzoo.store.refs import LATEST, Refs
@@ -68,7 +69,8 @@ class Edge:
     evidence : str
         ``declared``, or what the direction was guessed from.
     distance : float or None
-        See `kinship`; rows that were added are left out. None for an adapter.
+        See `kinship`; rows that were added are left out. Of a LoRA adapter, what its update is
+        (`updates`); None for other adapters.
     hops : mapping of str to float
         The same for each hop in which the two differ, in the chain's order.
     rows_added : int
@@ -195,12 +197,20 @@ def families(
         for digest, model in found.models.items()
         if model.kind == "model"
     }
-    edges = {
-        digest: Edge(model.base, digest, "declared")
-        for digest, model in found.models.items()
+    sketches = sketches or Sketches(objects)
+    adapters = [
+        (model, found.models[model.base])
+        for model in found.models.values()
         if model.kind == "adapter" and model.base
+    ]
+    moved = update_distances(sketches, adapters, found.blocks, progress)
+    edges = {
+        adapter.digest: Edge(
+            base.digest, adapter.digest, "declared", *moved.get(adapter.digest, (None, {}))
+        )
+        for adapter, base in adapters
     }
-    pairs = kinships(sketches or Sketches(objects), tensors, UNRELATED, progress)
+    pairs = kinships(sketches, tensors, UNRELATED, progress)
     weights = dict.fromkeys(members, 1)
     for edge in edges.values():
         weights[edge.parent] += 1  # a base with adapters on it counts for more

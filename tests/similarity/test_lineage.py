@@ -13,7 +13,7 @@ from blockzoo.similarity.kinship import kinships, own_tensors
 from blockzoo.similarity.lineage import Lineage, families
 from blockzoo.similarity.ranking import nearest_blocks, nearest_models
 from blockzoo.similarity.sketches import Sketches
-from blockzoo.similarity.weights import compare
+from blockzoo.similarity.weights import as_float, compare
 from blockzoo.store.reach import reach, roots
 from blockzoo.zoo import Zoo
 from tests.zoos import checkpoint, write_safetensors
@@ -88,6 +88,35 @@ def test_distances_at_an_edge_are_those_of_the_weights(family: Zoo) -> None:
         for hop, distance in edge.hops.items():
             assert distance == pytest.approx(math.sqrt(squares[hop] / sizes[hop]), rel=0.12)
     assert found.edges[family.resolve("chat-added-tokens")].rows_added == 2
+
+
+def test_a_lora_adapter_is_as_far_as_its_update_is_large(family: Zoo) -> None:
+    found = lineage(family)
+    assert all(found.edges[family.resolve(n)].distance is None for n in ADAPTERS[2:])
+    for name in ADAPTERS[:2]:
+        adapter, base = family.model(name), family.model("base")
+        blocks = family.blocks_of(adapter)
+        weights = own_tensors(base, family.blocks_of(base))
+        squares = 0.0
+        for hop in adapter.chain:
+            for block in (blocks[digest] for digest in hop.adapters):
+                for module, facts in block.spec["modules"].items():
+                    a, b, w = (
+                        np.concatenate(list(as_float(*family.tensor(ref.digest)))).reshape(
+                            ref.shape
+                        )
+                        for ref in (
+                            block.tensors[f"{module}.lora_A.weight"],
+                            block.tensors[f"{module}.lora_B.weight"],
+                            weights[f"{hop.prefix}{module}.weight"][1],
+                        )
+                    )
+                    update = facts["alpha"] / facts["rank"] * b.astype(float) @ a
+                    squares += w.size * (np.linalg.norm(update) / np.linalg.norm(w)) ** 2
+        true = math.sqrt(squares / sum(ref.elements for _, ref in weights.values()))
+        edge = found.edges[family.resolve(name)]
+        assert edge.distance == pytest.approx(true, rel=1e-4)
+        assert len(edge.hops) == (8 if name == "code-lora-qv" else 16)
 
 
 def write(folder: Path, tensors: dict[str, np.ndarray]) -> Path:
