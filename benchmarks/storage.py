@@ -76,7 +76,7 @@ class System:
 
 PYTHON = sys.executable
 OURS = f"{PYTHON} -m blockzoo_cli --zoo {{store}}/zoo"
-EXPORT = f"for m in $(ls {{source}}); do {OURS} export $m {{out}}/$m > /dev/null; done"
+EXPORT = f"{OURS} export $(ls {{source}}) {{out}} > /dev/null"
 INGEST = f"{OURS} ingest {{source}}/* > /dev/null"
 _RESTIC = (("RESTIC_PASSWORD", "x"), ("RESTIC_REPOSITORY", "{store}/r"))
 _BORG = (("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes"), ("BORG_BASE_DIR", "{store}/b"))

@@ -7,6 +7,9 @@ can be run again: files that are there and right are left, unfinished ones are r
 from __future__ import annotations
 
 import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from blockzoo.errors import DamagedError, UsageError
@@ -17,6 +20,7 @@ from blockzoo.store.objects import Objects
 
 _PARTIAL = ".blockzoo-partial"
 _CHUNK = 8 << 20  # bytes
+_AHEAD = os.cpu_count() or 1  # tensors
 
 
 def export(
@@ -65,9 +69,9 @@ def export(
             folders |= {path.parent}
             partial = path.with_name(path.name + _PARTIAL)
             with open(partial, "wb", buffering=0) as file:
-                for part in recipe.parts:
-                    _write(file.fileno(), content(objects, part))
-                    progress(what, done := done + part.size, total, 0)
+                for data in _contents(objects, recipe):
+                    _write(file.fileno(), data)
+                    progress(what, done := done + len(data), total, 0)
             if recipe.executable:
                 partial.chmod(partial.stat().st_mode | 0o111)
             durable.flush_file(partial)
@@ -94,6 +98,21 @@ def content(objects: Objects, part: Part) -> memoryview:
     if len(data) != part.size:
         raise DamagedError(f"{part.source} {part.digest[:12]} is not of the size the recipe says")
     return data
+
+
+def _contents(objects: Objects, recipe: Recipe) -> Iterator[memoryview]:
+    """A recipe's parts in order, the next few read, decoded and checked meanwhile."""
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        ahead: deque[Future[memoryview]] = deque()
+        try:
+            for part in recipe.parts:
+                ahead.append(pool.submit(content, objects, part))
+                if len(ahead) > _AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def safe_path(path: str) -> PurePosixPath:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from blockzoo.codecs.words import Layout, Words
 
-_SMALLEST = 8192  # words; a group's own code table must pay
+_SMALLEST = 4096  # words; a group's own code table must pay
 _KEPT = 256 << 20  # bytes of orders that one grouping keeps
 
 
@@ -28,11 +28,22 @@ class Groups:
     order : (n,) uint32 or None
         The chunk's words, group by group; None where they stand so already.
     ends : tuple of int
-        Where each group ends in that order.
+        Where each exponent's words end in that order, from the largest exponent on.
     """
 
     order: NDArray[np.uint32] | None
     ends: tuple[int, ...]
+
+    def merged(self, last: int | None = None) -> tuple[int, ...]:
+        """Where groups end that are large enough for a code table of their own.
+
+        Exponents that are rare join a neighbour; all from the one at `last` on are one group.
+        """
+        count, ends = self.ends[-1], [0]
+        for end in self.ends[:last]:
+            if min(end - ends[-1], count - end) >= _SMALLEST:
+                ends.append(end)
+        return (*ends[1:], count)
 
 
 class Grouping:
@@ -68,7 +79,7 @@ class Grouping:
 
 
 def groups(kind: Layout, predicted: Words) -> Groups:
-    """Group a chunk's words by exponent, the largest first; rare exponents join a neighbour."""
+    """Group a chunk's words by exponent, the largest first; few words stay as they stand."""
     count = len(predicted)
     if not kind.bits or count < 2 * _SMALLEST:
         return Groups(None, (count,))
@@ -79,15 +90,6 @@ def groups(kind: Layout, predicted: Words) -> Groups:
     keys |= np.arange(count, dtype=np.uint32)
     keys.sort()
     bounds = np.arange(1, 1 << kind.bits, dtype=np.uint32) << shift
-    ends: list[int] = []
-    for end in (*np.searchsorted(keys, bounds).tolist(), count):
-        if end - (ends[-1] if ends else 0) >= _SMALLEST and (
-            count - end >= _SMALLEST or end == count
-        ):
-            ends.append(end)
-    if not ends or ends[-1] != count:
-        ends.append(count)
-    if len(ends) == 1:
-        return Groups(None, (count,))
+    ends = (*np.searchsorted(keys, bounds).tolist(), count)
     keys &= (1 << shift) - 1
-    return Groups(keys, tuple(ends))
+    return Groups(keys, ends)

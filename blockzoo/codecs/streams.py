@@ -29,7 +29,7 @@ def pack(data: Bytes, level: str) -> tuple[int, bytes]:
     Parameters
     ----------
     data : (n,) uint8
-    level : {"fast", "small"}
+    level : {"fast", "small", "stored"}
 
     Returns
     -------
@@ -39,6 +39,8 @@ def pack(data: Bytes, level: str) -> tuple[int, bytes]:
     """
     if not data.any():
         return _ZERO << _MODE_SHIFT, b""
+    if level == "stored":
+        return _STORED << _MODE_SHIFT | len(data), data.tobytes()
     coded = bytes(_compressor(level).compress(data))
     mode = _ZSTD
     if level == "small" and len(coded) * 4 < len(data):

@@ -131,26 +131,33 @@ def _narrow(values: Words, target: str) -> Words:
     return (sign | np.where(rest > 0x7F800000, 0x7E00, result)).astype("<u2")
 
 
-def residual(kind: Layout, values: Words, predicted: Words) -> Words:
+def difference(kind: Layout, values: Words, predicted: Words) -> Words:
     """The difference of two arrays of words in the order of their values, as a new array.
 
-    Floats are ordered by folding the sign (so that −0 and the smallest positive value are
-    neighbours); the difference wraps. It is put so that a small one of either sign has zeros in
-    all bytes but the lowest.
+    Floats are ordered by folding the sign, so that −0 and the smallest positive value are
+    neighbours; the difference wraps.
     """
-    difference = _fold(kind, values)
-    difference -= _fold(kind, predicted)
-    difference += kind.halves
-    difference ^= kind.halves
-    return difference
+    result = _fold(kind, values)
+    result -= _fold(kind, predicted)
+    return result
 
 
-def restore(kind: Layout, difference: Words, predicted: Words, out: Words) -> None:
-    """Undo `residual`; `difference` is overwritten."""
-    difference ^= kind.halves
-    difference -= kind.halves
-    difference += _fold(kind, predicted)
-    _fold(kind, difference, out)
+def restore(kind: Layout, moved: Words, predicted: Words, out: Words) -> None:
+    """Undo `difference`; `moved` is overwritten."""
+    moved += _fold(kind, predicted)
+    _fold(kind, moved, out)
+
+
+def small_in_low_byte(kind: Layout, moved: Words) -> None:
+    """Put differences, in place, so that small ones of either sign have zeros above one byte."""
+    moved += kind.halves
+    moved ^= kind.halves
+
+
+def undo_small_in_low_byte(kind: Layout, moved: Words) -> None:
+    """Undo `small_in_low_byte`, in place."""
+    moved ^= kind.halves
+    moved -= kind.halves
 
 
 def bytes_at(values: Words, place: int) -> NDArray[np.uint8]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Level = Literal["fast", "small"]
 _FORMAT = 1
-_THREADS = os.cpu_count() or 1
+_THREADS = (os.cpu_count() or 1) + 2  # some wait for the disk
 
 
 @dataclass(frozen=True)

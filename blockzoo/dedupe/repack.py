@@ -48,11 +48,12 @@ def pack(
     if path.suffix in PACKED:
         return before, before
     info, data = objects.tensor(digest)
-    base = None
+    base = grouping = None
     if reference is not None:
+        grouping = objects.grouping(reference)
         session.rely("tensors", reference)  # touched: no collection takes it from here on
         base = (reference, *objects.reference(reference))
-    packed = PACKED[codec].encode(info, data, base, level=level)
+    packed = PACKED[codec].encode(info, data, base, level=level, grouping=grouping)
     if packed is None:
         return before, before
     objects.check_packed(digest, memoryview(packed))

@@ -195,9 +195,9 @@ def _assign(
     """Which rows are within reach of their nearest leader, and which that is."""
     if not len(leaders):
         return np.zeros(len(rows), bool), np.zeros(len(rows), np.intp)
-    from sklearn.metrics import pairwise_distances_argmin
-
-    closest = np.asarray(pairwise_distances_argmin(folded[rows], folded[leaders]), np.intp)
+    points = folded[leaders]
+    # ‖row‖² is the same for all leaders, and does not change which is nearest
+    closest = np.argmin((points * points).sum(axis=1) - 2 * folded[rows] @ points.T, axis=1)
     chosen = leaders[closest]
     apart = folded[rows].astype(np.float64) - folded[chosen]
     size = np.maximum(norms[rows], norms[chosen]) ** 2

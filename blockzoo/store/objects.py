@@ -12,10 +12,11 @@ import mmap
 import os
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from blockzoo.codecs import PACKED, raw, zstd
 from blockzoo.codecs.kept import Packed, check_seal, describe
@@ -23,6 +24,9 @@ from blockzoo.errors import BlockzooError, DamagedError
 from blockzoo.records import Block, Model
 from blockzoo.store.layout import Layout
 from blockzoo.tensors import TensorInfo, bytes_digest, tensor_digest
+
+if TYPE_CHECKING:
+    from blockzoo.codecs.grouping import Grouping
 
 _T = TypeVar("_T")
 
@@ -35,6 +39,8 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "equivalences": (".json",),
 }
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_KEPT_REFERENCES = 128 << 20  # bytes of references, packed themselves, that stay decoded
+_KEPT_GROUPINGS = 4
 LARGEST_COMPRESSED = 64 << 20  # bytes; larger files are kept as they are
 
 
@@ -58,6 +64,8 @@ class Objects:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._checked: set[tuple[str, str]] = set()
+        self._references: OrderedDict[str, tuple[TensorInfo, memoryview]] = OrderedDict()
+        self._groupings: OrderedDict[str, Grouping] = OrderedDict()
 
     def find(self, folder: str, digest: str) -> Path | None:
         """The file that holds an object, in whichever kind it is kept."""
@@ -99,11 +107,27 @@ class Objects:
             Also where it is a difference itself: then references could run in a circle.
         """
         path = self.find("tensors", digest)
-        if path and path.suffix in PACKED and self.describe(path).reference:
+        if path is None or path.suffix not in PACKED:
+            return self.tensor(digest)
+        if self.describe(path).reference:
             raise damaged(
                 self.layout, "tensors", digest, "it is a reference, and a difference itself"
             )
-        return self.tensor(digest)
+        if (known := self._references.get(digest)) is not None:
+            return known
+        found = self._references[digest] = self.tensor(digest)
+        while sum(len(data) for _, data in list(self._references.values())) > _KEPT_REFERENCES:
+            self._references.popitem(last=False)
+        return found
+
+    def grouping(self, reference: str) -> Grouping:
+        """What coding against a reference computes once for all that differ from it."""
+        from blockzoo.codecs.grouping import Grouping
+
+        found = self._groupings.setdefault(reference, Grouping())
+        while len(self._groupings) > _KEPT_GROUPINGS:
+            self._groupings.popitem(last=False)
+        return found
 
     def describe(self, path: Path) -> Packed:
         """What a packed tensor's file says of itself, without decoding it."""
@@ -161,8 +185,13 @@ class Objects:
 
     def _unpack(self, file: memoryview) -> tuple[TensorInfo, memoryview]:
         packed = describe(file)
-        reference = self.reference(packed.reference) if packed.reference else None
-        decoded: tuple[TensorInfo, memoryview] = PACKED[packed.kind].decode(file, reference)
+        codec = PACKED[packed.kind]
+        decoded: tuple[TensorInfo, memoryview]
+        if packed.reference:
+            grouping = self.grouping(packed.reference)
+            decoded = codec.decode(file, self.reference(packed.reference), grouping=grouping)
+        else:
+            decoded = codec.decode(file, None)
         return decoded
 
     def _json(self, folder: str, digest: str) -> Any:

@@ -11,20 +11,30 @@ from blockzoo_cli.verb import App, verb
 
 
 @verb("export")
-@click.argument("name")
+@click.argument("names", metavar="NAME…", nargs=-1, required=True)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--overwrite", is_flag=True, help="Replace files that are there and differ.")
-def command(app: App, name: str, folder: Path, overwrite: bool) -> None:
-    """Write every original file of NAME into FOLDER, byte for byte."""
+def command(app: App, names: tuple[str, ...], folder: Path, overwrite: bool) -> None:
+    """Write every original file of NAME into FOLDER, byte for byte.
+
+    Of several models each goes into a folder of its own, FOLDER/NAME.
+    """
     zoo = app.zoo()
+    targets = {name: folder / name if len(names) > 1 else folder for name in names}
+    for name in names:
+        zoo.resolve(name)  # a wrong name stops it before anything is written
     with bar(app.output) as progress:
-        files = zoo.export(name, folder, overwrite=overwrite, progress=progress)
+        files = [
+            path
+            for name, target in targets.items()
+            for path in zoo.export(name, target, overwrite=overwrite, progress=progress)
+        ]
     paths = [str(path) for path in files]
     size = sum(path.stat().st_size for path in files)
     from blockzoo.explore.values import format_bytes
 
     app.output.record(
-        {"name": name, "folder": str(folder), "files": paths, "bytes": size},
+        {"names": list(names), "folder": str(folder), "files": paths, "bytes": size},
         f"{len(paths)} files, {format_bytes(size)}, in {folder}",
         ids=paths,
     )
