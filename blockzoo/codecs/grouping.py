@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from blockzoo.codecs.words import Layout, Words
 
-_SMALLEST = 4096  # words; a group's own code table must pay
+_SMALLEST = 2048  # words; fewer are left as they stand
+_LARGE = 4096  # words; for these a code table pays
 _KEPT = 256 << 20  # bytes of orders that one grouping keeps
 
 
@@ -34,14 +35,14 @@ class Groups:
     order: NDArray[np.uint32] | None
     ends: tuple[int, ...]
 
-    def merged(self, last: int | None = None) -> tuple[int, ...]:
-        """Where groups end that are large enough for a code table of their own.
+    def merged(self) -> tuple[int, ...]:
+        """Where groups end that are large enough for code tables of their own.
 
-        Exponents that are rare join a neighbour; all from the one at `last` on are one group.
+        Exponents that are rare join a neighbour.
         """
         count, ends = self.ends[-1], [0]
-        for end in self.ends[:last]:
-            if min(end - ends[-1], count - end) >= _SMALLEST:
+        for end in self.ends:
+            if min(end - ends[-1], count - end) >= _LARGE:
                 ends.append(end)
         return (*ends[1:], count)
 
@@ -81,7 +82,7 @@ class Grouping:
 def groups(kind: Layout, predicted: Words) -> Groups:
     """Group a chunk's words by exponent, the largest first; few words stay as they stand."""
     count = len(predicted)
-    if not kind.bits or count < 2 * _SMALLEST:
+    if not kind.bits or count < _SMALLEST:
         return Groups(None, (count,))
     # the position below the exponent: sorting such keys takes no index array, and is vectorised
     shift = (count - 1).bit_length()

@@ -1,17 +1,17 @@
 """One chunk of a tensor against what the reference predicts, as bytes and back.
 
-Three forms. *Escaped*, for 16-bit floats at level ``fast``: the difference of the bit patterns in
-one byte where it fits, else a mark, and those values apart; little more than an addition to
-decode. *Scaled*, for 16-bit floats at level ``small`` (see `scaled`). *Grouped*, for the others:
-the difference in the order of values, its words grouped by the reference's exponent at level
-``small``, each byte of each group coded apart.
+Escaped, for bf16 at level ``fast``: the difference of the bit patterns in one byte where it fits,
+else a mark, and those values apart; little more than an addition to decode. By exponent, for
+bf16 at level ``small`` (see `by_exponent`). Planes, for other dtypes: the difference in the order
+of values, its words grouped by the reference's exponent (level ``small``) or left as they stand,
+each byte of each group coded apart.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from blockzoo.codecs import runs, scaled, streams
+from blockzoo.codecs import by_exponent, runs, streams
 from blockzoo.codecs.grouping import Grouping, Groups, groups
 from blockzoo.codecs.words import (
     Layout,
@@ -25,7 +25,7 @@ from blockzoo.codecs.words import (
 )
 from blockzoo.errors import DamagedError
 
-_PLAIN, _ESCAPED, _GROUPED, _SCALED = 0, 1, 2, 4  # 3 is a chunk without reference
+_PLAIN, _ESCAPED, _GROUPED, _BY_EXPONENT = 0, 1, 2, 4  # 3 is a chunk without reference
 _MARK = 128  # the byte that stands for a difference too large for one
 _LARGEST_SHARE = 0.25  # of marks; with more, bytes apart are shorter
 
@@ -34,21 +34,21 @@ def encode_chunk(
     kind: Layout, values: Words, predicted: Words, level: str, start: int, grouping: Grouping | None
 ) -> bytes:
     """Code a chunk's words, (n,), against the predicted ones, (n,)."""
-    narrow = kind.size == 2 and kind.bits > 0
+    bf16 = (kind.size, kind.bits) == (2, 8)
     if level == "fast":
-        if narrow and (coded := _encode_escaped(values, predicted)):
+        if bf16 and (coded := _encode_escaped(values, predicted)):
             return bytes([_ESCAPED]) + coded
         form, found = _PLAIN, Groups(None, (len(values),))
     else:
-        found = _groups(kind, predicted, start, grouping)
-        form = _SCALED if narrow and found.order is not None else _GROUPED
+        form, found = _GROUPED, _groups(kind, predicted, start, grouping)
     moved = difference(kind, values, predicted)
-    if form != _SCALED:
-        small_in_low_byte(kind, moved)
+    if bf16 and found.order is not None:
+        order = found.order.astype(np.intp)
+        signs = (values ^ (predicted & 0x8000))[order]
+        return bytes([_BY_EXPONENT]) + by_exponent.encode(moved[order], signs, found)
+    small_in_low_byte(kind, moved)
     if found.order is not None:
         moved = moved[found.order.astype(np.intp)]
-    if form == _SCALED:
-        return bytes([form]) + scaled.encode(moved, found)
     packed, begin = [], 0
     for end in found.merged():
         for place in range(kind.size):
@@ -71,27 +71,19 @@ def decode_chunk(
     ------
     DamagedError
     """
-    form = coded[0] if len(coded) else None
-    narrow = kind.size == 2 and kind.bits > 0
-    if form == _ESCAPED and narrow:
+    form, bf16 = coded[0] if len(coded) else None, (kind.size, kind.bits) == (2, 8)
+    if form == _ESCAPED and bf16:
         _decode_escaped(coded[1:], predicted, out)
-        return
-    if form == _PLAIN:
-        found = Groups(None, (len(out),))
-    elif form == _GROUPED or (form == _SCALED and narrow):
+    elif form == _BY_EXPONENT and bf16:
         found = _groups(kind, predicted, start, grouping)
+        _decode_by_exponent(kind, coded[1:], predicted, out, found)
+    elif form == _GROUPED:
+        found = _groups(kind, predicted, start, grouping)
+        _decode_planes(kind, coded[1:], predicted, out, found)
+    elif form == _PLAIN:
+        _decode_planes(kind, coded[1:], predicted, out, Groups(None, (len(out),)))
     else:
         raise DamagedError("a chunk is in no known form")
-    if form == _SCALED:
-        moved = scaled.decode(coded[1:], found)
-    else:
-        moved = _decode_planes(kind, coded[1:], found)
-    if found.order is not None:
-        grouped, moved = moved, np.empty_like(moved)
-        moved[found.order.astype(np.intp)] = grouped
-    if form != _SCALED:
-        undo_small_in_low_byte(kind, moved)
-    restore(kind, moved, predicted, out)
 
 
 def _groups(kind: Layout, predicted: Words, start: int, grouping: Grouping | None) -> Groups:
@@ -100,7 +92,23 @@ def _groups(kind: Layout, predicted: Words, start: int, grouping: Grouping | Non
     return groups(kind, predicted)
 
 
-def _decode_planes(kind: Layout, coded: memoryview, found: Groups) -> Words:
+def _decode_by_exponent(
+    kind: Layout, coded: memoryview, predicted: Words, out: Words, found: Groups
+) -> None:
+    if found.order is None:
+        raise DamagedError("a chunk is grouped that is too short to be")
+    grouped, places, values = by_exponent.decode(coded, found)
+    order = found.order.astype(np.intp)
+    moved = np.empty_like(grouped)
+    moved[order] = grouped
+    restore(kind, moved, predicted, out)
+    places = order[places]
+    out[places] = values ^ (predicted[places] & 0x8000)
+
+
+def _decode_planes(
+    kind: Layout, coded: memoryview, predicted: Words, out: Words, found: Groups
+) -> None:
     moved, ends = np.empty(found.ends[-1], kind.dtype), found.merged()
     parts = iter(runs.split(coded, len(ends) * kind.size))
     begin = 0
@@ -113,7 +121,11 @@ def _decode_planes(kind: Layout, coded: memoryview, found: Groups) -> Words:
             elif place == 0:
                 part.fill(0)
         begin = end
-    return moved
+    if found.order is not None:
+        grouped, moved = moved, np.empty_like(moved)
+        moved[found.order.astype(np.intp)] = grouped
+    undo_small_in_low_byte(kind, moved)
+    restore(kind, moved, predicted, out)
 
 
 def _encode_escaped(values: Words, predicted: Words) -> bytes | None:

@@ -22,6 +22,12 @@ _MODE_SHIFT = 29  # an entry is a mode and, below it, a length
 ENTRY = np.dtype("<u4")
 _local = threading.local()
 
+#: Weights hold no repeated strings; a match found by chance costs more than the symbols it stands
+#: for. So the search is for long ones only, in a tiny table.
+_PARAMETERS = zstandard.ZstdCompressionParameters(
+    strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6, window_log=17
+)
+
 
 def pack(data: Bytes, level: str) -> tuple[int, bytes]:
     """Code a run.
@@ -29,7 +35,7 @@ def pack(data: Bytes, level: str) -> tuple[int, bytes]:
     Parameters
     ----------
     data : (n,) uint8
-    level : {"fast", "small", "stored"}
+    level : {"fast", "small"}
 
     Returns
     -------
@@ -39,8 +45,6 @@ def pack(data: Bytes, level: str) -> tuple[int, bytes]:
     """
     if not data.any():
         return _ZERO << _MODE_SHIFT, b""
-    if level == "stored":
-        return _STORED << _MODE_SHIFT | len(data), data.tobytes()
     coded = bytes(_compressor(level).compress(data))
     mode = _ZSTD
     if level == "small" and len(coded) * 4 < len(data):
@@ -116,7 +120,7 @@ def _compressor(level: str) -> Any:
     """Threads share none: zstd's contexts are not for two at once."""
     name = f"compressor_{level}"
     if not hasattr(_local, name):
-        setattr(_local, name, zstandard.ZstdCompressor(level=1))
+        setattr(_local, name, zstandard.ZstdCompressor(compression_params=_PARAMETERS))
     return getattr(_local, name)
 
 
