@@ -2,32 +2,34 @@
 
 ::
 
-    magic (8)  header length (4)  header (JSON)  BLAKE3 of all that (32)
+    magic (4)  header length (4)  header  BLAKE3 of all that, the first half (16)
     chunk, chunk, …  padding
     BLAKE3 of everything before (32)
 
 A header says what the tensor is, which tensor it needs to be decoded, and how long each chunk
 is, so a range of elements is read without the rest. What a header claims is checked before any
-memory is taken for it.
+memory is taken for it. Numbers are little-endian.
 """
 
 from __future__ import annotations
 
-import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate, pairwise
 
 from blockzoo.codecs.words import count_words
 from blockzoo.errors import DamagedError, SourceError
-from blockzoo.tensors import TensorInfo, bytes_digest, canonical_json
+from blockzoo.tensors import TensorInfo, bytes_digest
 
-_MAGIC = b"bzpack1\n"
-_SEAL = 32
+_MAGIC = b"bzp1"
 _START = len(_MAGIC) + 4
-_LARGEST_HEADER = 32 << 20  # bytes; some four million chunks
+_HEAD_SEAL, _SEAL = 16, 32
+_LEVELS = ("fast", "small")
 _CHUNKS = range(1 << 10, (1 << 22) + 1)  # words that a chunk may hold
 _LARGEST = 1 << 48  # bytes of a tensor
+_LARGEST_HEADER = 4 << 20  # bytes; a million chunks
+_DIMENSIONS = 64
 _EXPANSION = 1024  # what is kept without reference is at most so many times the file's size
 
 
@@ -81,23 +83,20 @@ def write(
     chunks: Sequence[bytes],
 ) -> bytes:
     """Put a packed file together."""
-    head = {
-        "kind": kind,
-        "dtype": info.dtype,
-        "shape": list(info.shape),
-        "reference": reference,
-        "level": level,
-        "chunk": chunk,
-        "shared": shared,
-        "chunks": [len(part) for part in chunks],
-    }
-    text = canonical_json(head)
+    text = (
+        b"".join(bytes([len(word)]) + word for word in (kind.encode(), info.dtype.encode()))
+        + bytes([len(reference) // 2])
+        + bytes.fromhex(reference)
+        + struct.pack("<BIQB", _LEVELS.index(level), chunk, shared, len(info.shape))
+        + struct.pack(f"<{len(info.shape)}Q", *info.shape)
+        + struct.pack(f"<{len(chunks)}I", *map(len, chunks))
+    )
     header = _MAGIC + len(text).to_bytes(4, "little") + text
-    header += bytes.fromhex(bytes_digest(header))
+    header += _digest(header)[:_HEAD_SEAL]
     size = len(header) + sum(map(len, chunks)) + _SEAL
     padding = max(0, -(-_alone(info, shared) // _EXPANSION) - size)
     body = b"".join((header, *chunks, bytes(padding)))
-    return body + bytes.fromhex(bytes_digest(body))
+    return body + _digest(body)
 
 
 def describe(file: memoryview) -> Packed:
@@ -108,17 +107,18 @@ def describe(file: memoryview) -> Packed:
     DamagedError
         Where the header is not what was written, or claims what cannot be.
     """
-    if len(file) < _START + 2 * _SEAL or bytes(file[: len(_MAGIC)]) != _MAGIC:
+    around = _START + _HEAD_SEAL + _SEAL
+    if len(file) < around or bytes(file[: len(_MAGIC)]) != _MAGIC:
         raise DamagedError("it is no packed tensor")
     length = int.from_bytes(file[len(_MAGIC) : _START], "little")
-    if length > min(_LARGEST_HEADER, len(file) - _START - 2 * _SEAL):
+    if length > min(_LARGEST_HEADER, len(file) - around):
         raise DamagedError("its header is cut short or too long")
     end = _START + length
-    if bytes.fromhex(bytes_digest(file[:end])) != file[end : end + _SEAL]:
+    if _digest(file[:end])[:_HEAD_SEAL] != file[end : end + _HEAD_SEAL]:
         raise DamagedError("its header does not match its seal")
     try:
-        return _parse(json.loads(bytes(file[_START:end])), end + _SEAL, len(file) - _SEAL)
-    except (ValueError, KeyError, TypeError, RecursionError, SourceError) as error:
+        return _parse(file[_START:end], end + _HEAD_SEAL, len(file))
+    except (ValueError, IndexError, struct.error, SourceError) as error:
         raise DamagedError(f"its header cannot be read ({error})") from error
 
 
@@ -130,35 +130,39 @@ def check_seal(file: memoryview) -> None:
     DamagedError
     """
     describe(file)
-    if bytes.fromhex(bytes_digest(file[:-_SEAL])) != file[-_SEAL:]:
+    if _digest(file[:-_SEAL]) != file[-_SEAL:]:
         raise DamagedError("its seal does not match its bytes")
 
 
-def _parse(head: dict[str, Any], begin: int, end: int) -> Packed:
-    shape = tuple(map(_count, head["shape"]))
-    if len(shape) > 64:
-        raise ValueError("too many dimensions")
-    info = TensorInfo(_text(head["dtype"]), shape)
-    kind, reference, level = (_text(head[key]) for key in ("kind", "reference", "level"))
-    if level not in ("fast", "small") or (reference and not _is_digest(reference)):
-        raise ValueError("unknown level or odd reference")
-    chunk, shared, words = _count(head["chunk"]), _count(head["shared"]), count_words(info)
-    if chunk not in _CHUNKS or shared > words or (shared and not reference):
-        raise ValueError("odd chunks")
-    if info.nbytes > _LARGEST:
-        raise ValueError(f"a tensor of {info.nbytes} bytes")
-    if _alone(info, shared) > _EXPANSION * (end + _SEAL):
-        raise ValueError(f"{info.nbytes} bytes in a file this small")
-    sizes = list(map(_count, head["chunks"]))
-    if len(sizes) != -(-shared // chunk) - (-(words - shared) // chunk):
+def _parse(text: memoryview, begin: int, size: int) -> Packed:
+    words, place = [], 0
+    for _ in range(3):
+        stop = place + 1 + text[place]
+        words.append(bytes(text[place + 1 : stop]))
+        place = stop
+    kind, dtype, reference = words[0].decode("ascii"), words[1].decode("ascii"), words[2].hex()
+    if len(reference) not in (0, 64):
+        raise ValueError("its reference is no digest")
+    level, chunk, shared, dimensions = struct.unpack_from("<BIQB", text, place)
+    place += struct.calcsize("<BIQB")
+    if dimensions > _DIMENSIONS or level >= len(_LEVELS) or chunk not in _CHUNKS:
+        raise ValueError("odd level, chunks or dimensions")
+    shape = struct.unpack_from(f"<{dimensions}Q", text, place)
+    place += 8 * dimensions
+    info = TensorInfo(dtype, shape)
+    total = count_words(info)
+    if info.nbytes > _LARGEST or shared > total or (shared and not reference):
+        raise ValueError(f"{shared} shared words of {info.nbytes} bytes")
+    if _alone(info, shared) > _EXPANSION * size:
+        raise ValueError(f"{info.nbytes} bytes in a file of {size}")
+    count = -(-shared // chunk) - (-(total - shared) // chunk)
+    if 4 * count != len(text) - place:
         raise ValueError("the number of chunks does not fit the shape")
-    spans, place = [], begin
-    for size in sizes:
-        spans.append((place, place + size))
-        place += size
-    if place > end:
+    sizes = struct.unpack_from(f"<{count}I", text, place)
+    spans = tuple(pairwise(accumulate(sizes, initial=begin)))
+    if spans and spans[-1][1] > size - _SEAL:
         raise ValueError("its chunks are longer than the file")
-    return Packed(kind, info, reference, level, chunk, shared, tuple(spans))
+    return Packed(kind, info, reference, _LEVELS[level], chunk, shared, spans)
 
 
 def _alone(info: TensorInfo, shared: int) -> int:
@@ -166,17 +170,5 @@ def _alone(info: TensorInfo, shared: int) -> int:
     return info.nbytes - shared * (info.nbytes // max(1, count_words(info)))
 
 
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= _LARGEST:
-        raise ValueError(f"{value!r} is no count")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
-    return value
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+def _digest(data: bytes | memoryview) -> bytes:
+    return bytes.fromhex(bytes_digest(data))

@@ -25,7 +25,11 @@ _local = threading.local()
 #: Weights hold no repeated strings; a match found by chance costs more than the symbols it stands
 #: for. So the search is for long ones only, in a tiny table.
 _PARAMETERS = zstandard.ZstdCompressionParameters(
-    strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6, window_log=17
+    strategy=zstandard.STRATEGY_FAST,
+    min_match=7,
+    hash_log=6,
+    window_log=17,
+    format=zstandard.FORMAT_ZSTD1_MAGICLESS,
 )
 
 
@@ -105,7 +109,8 @@ def _unpack_sparse(coded: memoryview, count: int) -> Bytes:
 
 def _decompress(coded: memoryview, count: int) -> Bytes:
     try:
-        claimed = zstandard.frame_content_size(coded)
+        frame = zstandard.get_frame_parameters(coded, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        claimed = frame.content_size
         if claimed != count:
             raise DamagedError(f"a run claims {claimed} bytes where {count} belong")
         data = _decompressor().decompress(coded, allow_extra_data=False)
@@ -126,5 +131,5 @@ def _compressor(level: str) -> Any:
 
 def _decompressor() -> Any:
     if not hasattr(_local, "decompressor"):
-        _local.decompressor = zstandard.ZstdDecompressor()
+        _local.decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
     return _local.decompressor
