@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from blockzoo.codecs import PACKED, raw, zstd
-from blockzoo.codecs.kept import Packed, check_seal, describe
 from blockzoo.errors import BlockzooError, DamagedError
 from blockzoo.records import Block, Model
 from blockzoo.store.layout import Layout
@@ -27,6 +26,7 @@ from blockzoo.tensors import TensorInfo, bytes_digest, tensor_digest
 
 if TYPE_CHECKING:
     from blockzoo.codecs.grouping import Grouping
+    from blockzoo.codecs.kept import Packed
 
 _T = TypeVar("_T")
 
@@ -131,6 +131,8 @@ class Objects:
 
     def describe(self, path: Path) -> Packed:
         """What a packed tensor's file says of itself, without decoding it."""
+        from blockzoo.codecs.kept import describe  # brings NumPy, which listings do without
+
         return describe(map_file(path))
 
     def reference_of(self, digest: str) -> str:
@@ -172,6 +174,8 @@ class Objects:
         ------
         DamagedError
         """
+        from blockzoo.codecs.kept import check_seal
+
         try:
             check_seal(file)
             sound = _check_tensor(digest, self._unpack(file))
@@ -184,6 +188,8 @@ class Objects:
         return self._unpack(file) if path.suffix in PACKED else raw.read(file)
 
     def _unpack(self, file: memoryview) -> tuple[TensorInfo, memoryview]:
+        from blockzoo.codecs.kept import describe
+
         packed = describe(file)
         codec = PACKED[packed.kind]
         decoded: tuple[TensorInfo, memoryview]
