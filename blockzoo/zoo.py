@@ -337,6 +337,7 @@ class Zoo:
         level: Level = "small",
         keep_raw: Iterable[str] = (),
         only: Iterable[str] | None = None,
+        sample: bool = True,
         progress: Progress = silent,
     ) -> Plan:
         """Plan to keep near-copies as differences, without loss; see `dedupe.planner`.
@@ -345,7 +346,9 @@ class Zoo:
         """
         from blockzoo.dedupe.planner import make_plan
 
-        return make_plan(self, level=level, keep_raw=keep_raw, only=only, progress=progress)
+        return make_plan(
+            self, level=level, keep_raw=keep_raw, only=only, sample=sample, progress=progress
+        )
 
     def undo_dedupe(self) -> Plan:
         """Plan to keep every tensor raw again."""

@@ -1,7 +1,7 @@
 """Runs of bytes in the shortest of a few forms.
 
-A run is all zero, stored, one zstd frame (of which Huffman coding does the work), or, where most
-of its bytes are zero, a bit for each byte that tells whether it is, and then the others.
+A run is all zero, stored, one zstd frame (of which Huffman coding does the work), or, where a few
+symbols make up most of it, two runs: four symbols to a byte, and the other symbols (`quads`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from blockzoo.codecs import quads
 from blockzoo.errors import DamagedError
 
 Bytes = NDArray[np.uint8]
 
-_ZERO, _STORED, _ZSTD, _SPARSE = range(4)
+_ZERO, _STORED, _ZSTD, _QUADS = range(4)
 _MODE_SHIFT = 29  # an entry is a mode and, below it, a length
 ENTRY = np.dtype("<u4")
+_QUADS_FROM = 64  # bytes; below it is not worth two runs
+_QUADS_BELOW = 3.5  # a run that zstd does not take to so small a part is left at that
+_QUADS_HEAD = 3 + 2 * ENTRY.itemsize
 _local = threading.local()
 
 #: Weights hold no repeated strings; a match found by chance costs more than the symbols it stands
@@ -51,10 +55,10 @@ def pack(data: Bytes, level: str) -> tuple[int, bytes]:
         return _ZERO << _MODE_SHIFT, b""
     coded = bytes(_compressor(level).compress(data))
     mode = _ZSTD
-    if level == "small" and len(coded) * 4 < len(data):
-        sparse = _pack_sparse(data)
-        if len(sparse) < len(coded):
-            mode, coded = _SPARSE, sparse
+    if level == "small" and len(data) > _QUADS_FROM and len(coded) * _QUADS_BELOW < len(data):
+        packed = _pack_quads(data)
+        if packed is not None and len(packed) < len(coded):
+            mode, coded = _QUADS, packed
     if len(coded) >= len(data) * 0.99:
         mode, coded = _STORED, data.tobytes()
     return mode << _MODE_SHIFT | len(coded), coded
@@ -80,31 +84,34 @@ def unpack(entry: int, coded: memoryview, count: int) -> Bytes | None:
         return np.frombuffer(coded, np.uint8)
     if mode == _ZSTD:
         return _decompress(coded, count)
-    if mode == _SPARSE:
-        return _unpack_sparse(coded, count)
+    if mode == _QUADS and len(coded) >= _QUADS_HEAD:
+        return _unpack_quads(coded, count)
     raise DamagedError("a run of bytes is in no known form")
 
 
-def _pack_sparse(data: Bytes) -> bytes:
-    flags = data != 0
-    mask = _compressor("small").compress(np.packbits(flags))
-    values = data[flags]
-    rest = bytes(_compressor("small").compress(values))
-    if len(rest) >= len(values):
-        rest = values.tobytes()
-    return len(mask).to_bytes(4, "little") + bytes(mask) + rest
+def _pack_quads(data: Bytes) -> bytes | None:
+    symbols = quads.few(data)
+    if symbols is None:
+        return None
+    joined, rest = quads.join(data, symbols)
+    (first, head), (second, tail) = pack(joined, "small"), pack(rest, "fast")
+    entries = np.array((first, second), ENTRY).tobytes()
+    return symbols.tobytes() + entries + head + tail
 
 
-def _unpack_sparse(coded: memoryview, count: int) -> Bytes:
-    size = int.from_bytes(coded[:4], "little")
-    mask = _decompress(coded[4 : 4 + size], -(-count // 8))
-    places = np.flatnonzero(np.unpackbits(mask, count=count))
-    rest = coded[4 + size :]
-    stored = len(rest) == len(places)
-    values = np.frombuffer(rest, np.uint8) if stored else _decompress(rest, len(places))
-    out = np.zeros(count, np.uint8)
-    out[places] = values
-    return out
+def _unpack_quads(coded: memoryview, count: int) -> Bytes:
+    symbols = np.frombuffer(coded[:3], np.uint8)
+    first, second = np.frombuffer(coded[3:_QUADS_HEAD], ENTRY).tolist()
+    if count <= _QUADS_FROM or second >> _MODE_SHIFT == _QUADS:
+        raise DamagedError("a run of bytes is nested too deep")
+    cut = _QUADS_HEAD + length(first)
+    joined = unpack(first, coded[_QUADS_HEAD:cut], -(-count // 4))
+    if joined is None:
+        joined = np.zeros(-(-count // 4), np.uint8)
+    data, places = quads.marked(joined, symbols, count)
+    rest = unpack(second, coded[cut:], len(places))
+    data[places] = 0 if rest is None else rest
+    return data
 
 
 def _decompress(coded: memoryview, count: int) -> Bytes:

@@ -16,7 +16,8 @@ from blockzoo.tensors import DTYPE_BITS
 Floats = NDArray[np.float64]
 
 _MANTISSA = {"BF16": 7, "F16": 10, "F32": 23}
-_ALONE = {"BF16": 0.68, "F16": 0.86, "F32": 0.86}  # share of raw that planes without reference take
+#: by dtype, the share of raw that planes take, which need no reference
+ALONE = {"BF16": 0.68, "F16": 0.86, "F32": 0.86}
 _WORTHWHILE = 0.95  # of what a tensor costs otherwise
 
 
@@ -63,7 +64,7 @@ def choose(
     """
     count = len(sizes)
     raw = sizes.astype(np.float64)
-    lonely = np.where(pinned, raw, raw * (_ALONE.get(dtype, 1.0) if alone else 1.0))
+    lonely = np.where(pinned, raw, raw * (ALONE.get(dtype, 1.0) if alone else 1.0))
     cost = raw[:, None] * expected_share(dtype, distances)
     cost[~np.isfinite(distances)] = np.inf
     cost[pinned, :] = np.inf  # never a difference

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SMALLEST = 4096  # bytes; below this a packed file's own header eats what it saves
 _SAMPLE = 1 << 17  # elements coded to estimate a step's result
+_WORTHWHILE = 0.97  # of raw
 _MANY = 8  # tensors; a reference that so many need stays raw, since it is read so often
 _LARGEST_CLUSTER = 2048  # tensors whose distances are all taken
 
@@ -44,6 +45,7 @@ def make_plan(
     keep_raw: Iterable[str] = (),
     only: Iterable[str] | None = None,
     alone: bool = True,
+    sample: bool = True,
     progress: Progress = silent,
 ) -> Plan:
     """Find near-copies and what keeping them as differences saves.
@@ -59,6 +61,9 @@ def make_plan(
         Names of models whose tensors are looked at; the others' still serve as references.
     alone : bool
         Whether a tensor that is near no other is kept as planes.
+    sample : bool
+        Whether a piece of each tensor is coded to tell what it will take; else it is guessed
+        from the distance, which is enough for a plan that nobody looks at.
     """
     named = roots(zoo.refs)
     found = reach(zoo.objects, named)
@@ -79,9 +84,7 @@ def make_plan(
             if ref.digest in hot or ref.digest in used or ref.digest not in wanted
         }
         chosen += _choose(bucket, pinned, alone, level)
-    steps = [
-        step for item in chosen if (step := _estimate(zoo.objects, item, places, level)) is not None
-    ]
+    steps = [step for item in chosen if (step := _step(zoo.objects, item, places, level, sample))]
     back = [_unpack_step(zoo.objects, refs[d], places) for d in sorted(packed & hot)]
     steps = sorted([*back, *steps], key=lambda step: (step.reference, step.name))
     touched = {step.tensor for step in steps}
@@ -155,36 +158,48 @@ def _distances(bucket: Bucket, part: np.ndarray) -> np.ndarray:
     return result
 
 
-def _estimate(objects: Objects, item: _Found, places: dict[str, str], level: Level) -> Step | None:
-    """Code a sample and see; None where nothing is saved."""
-    from blockzoo.codecs import delta, planes, rows
-
+def _step(
+    objects: Objects, item: _Found, places: dict[str, str], level: Level, sample: bool
+) -> Step | None:
+    """What becomes of a tensor; None where coding a piece of it shows that nothing is saved."""
     ref, reference = item.ref, item.reference
-    info, data = objects.tensor(ref.digest)
     if reference is None:
-        codec = planes.SUFFIX
+        codec = ".planes"
     else:
-        codec = delta.SUFFIX if ref.shape == reference.shape else rows.SUFFIX
-    before = raw.size(ref)
-    width = ref.nbytes // ref.elements
-    count = min(_SAMPLE, ref.elements, reference.elements if reference else ref.elements)
-    start = (min(ref.elements, reference.elements if reference else count) - count) // 2
-    piece = TensorInfo(info.dtype, (count,))
-    cut = data[start * width : (start + count) * width]
-    base = None
-    if reference is not None:
-        base_info, base_data = objects.reference(reference.digest)
-        base_width = reference.nbytes // reference.elements
-        base_cut = base_data[start * base_width : (start + count) * base_width]
-        base = (reference.digest, TensorInfo(base_info.dtype, (count,)), base_cut)
-    sample = (planes if reference is None else delta).encode(piece, cut, base, level=level)
-    share = len(sample) / len(cut) if sample is not None else 1.0
-    if share >= 0.97:
+        codec = ".delta" if ref.shape == reference.shape else ".rows"
+    if sample:
+        share = _measured_share(objects, item, level)
+    elif reference is None:
+        share = choose.ALONE.get(ref.dtype, 1.0)
+    else:
+        share = float(choose.expected_share(ref.dtype, np.array(item.distance)))
+    if share >= _WORTHWHILE:
         return None
-    after = int(before * share)
+    before = raw.size(ref)
     name = places.get(ref.digest, ref.digest[:12])
     reference_digest = reference.digest if reference else ""
+    after = int(before * share)
     return Step(ref.digest, name, codec, reference_digest, item.distance, before, after)
+
+
+def _measured_share(objects: Objects, item: _Found, level: Level) -> float:
+    """Code a piece from the middle of what a tensor shares with its reference, or of itself."""
+    ref, reference = item.ref, item.reference
+    common = min(ref.elements, reference.elements) if reference else ref.elements
+    count = min(_SAMPLE, common)
+    start = (common - count) // 2
+
+    def piece(of: TensorRef, data: memoryview) -> tuple[TensorInfo, memoryview]:
+        width = of.nbytes // of.elements
+        return TensorInfo(of.dtype, (count,)), data[start * width : (start + count) * width]
+
+    info, data = piece(ref, objects.tensor(ref.digest)[1])
+    base = None
+    if reference is not None:
+        base = (reference.digest, *piece(reference, objects.reference(reference.digest)[1]))
+    codec = PACKED[".planes" if reference is None else ".delta"]
+    coded = codec.encode(info, data, base, level=level)
+    return 1.0 if coded is None else len(coded) / len(data)
 
 
 def _unpack_step(objects: Objects, ref: TensorRef, places: dict[str, str]) -> Step:

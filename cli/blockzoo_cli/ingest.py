@@ -95,7 +95,8 @@ def command(
                     app.output.complain(f"{source}: {message}", hint)
         if dedupe and done:
             names = [one.name for one in done]
-            zoo.dedupe(level=level, only=names, progress=progress).execute(progress)
+            plan = zoo.dedupe(level=level, only=names, sample=False, progress=progress)
+            plan.execute(progress)
     if last is not None and len(ordered) == 1:
         raise last
     _tell(app, zoo, done, failed)
