@@ -46,10 +46,10 @@ def encode(moved: Words, values: Words, found: Groups) -> bytes:
     packed, begin = [], 0
     for cut in cuts:
         end = found.ends[cut]
-        packed.append(streams.pack(symbols[begin:end], "small"))
+        packed.append(streams.pack(symbols[begin:end]))
         begin = end
-    packed.append(streams.pack(rest.astype(np.uint8), "small"))
-    packed.append(streams.pack((rest >> 8).astype(np.uint8), "small"))
+    packed.append(streams.pack(rest.astype(np.uint8)))
+    packed.append(streams.pack((rest >> 8).astype(np.uint8)))
     return bytes([len(cuts), *cuts]) + runs.join(packed)
 
 

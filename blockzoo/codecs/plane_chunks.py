@@ -13,13 +13,16 @@ from blockzoo.codecs.words import Layout, Words, bytes_at, put_bytes
 from blockzoo.errors import DamagedError
 
 _FORM = 3
+_REPEATS = {"fast": 3, "small": 9}  # in integers (masks, ids, tables); weights hold none
 
 
 def encode_chunk(kind: Layout, values: Words, level: str) -> bytes:
     """Code a chunk's words, (n,)."""
     if kind.bits:
         values = (values << 1) | (values >> (8 * kind.size - 1))
-    packed = [streams.pack(bytes_at(values, place), level) for place in range(kind.size)]
+    repeats = 0 if kind.bits else _REPEATS[level]
+    planes = (bytes_at(values, place) for place in range(kind.size))
+    packed = [streams.pack(plane, repeats=repeats) for plane in planes]
     return bytes([_FORM]) + runs.join(packed)
 
 

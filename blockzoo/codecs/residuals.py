@@ -52,7 +52,7 @@ def encode_chunk(
     packed, begin = [], 0
     for end in found.merged():
         for place in range(kind.size):
-            packed.append(streams.pack(bytes_at(moved[begin:end], place), level))
+            packed.append(streams.pack(bytes_at(moved[begin:end], place)))
         begin = end
     return bytes([form]) + runs.join(packed)
 
@@ -138,7 +138,7 @@ def _encode_escaped(values: Words, predicted: Words) -> bytes | None:
     if len(rest) > len(values) * _LARGEST_SHARE:
         return None
     planes = symbols, rest.astype(np.uint8), (rest >> 8).astype(np.uint8)
-    return runs.join([streams.pack(plane, "fast") for plane in planes])
+    return runs.join([streams.pack(plane) for plane in planes])
 
 
 def _decode_escaped(coded: memoryview, predicted: Words, out: Words) -> None:

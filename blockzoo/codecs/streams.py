@@ -24,6 +24,7 @@ ENTRY = np.dtype("<u4")
 _QUADS_FROM = 64  # bytes; below it is not worth two runs
 _QUADS_BELOW = 3.5  # a run that zstd does not take to so small a part is left at that
 _QUADS_HEAD = 3 + 2 * ENTRY.itemsize
+_FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
 _local = threading.local()
 
 #: Weights hold no repeated strings; a match found by chance costs more than the symbols it stands
@@ -33,17 +34,20 @@ _PARAMETERS = zstandard.ZstdCompressionParameters(
     min_match=7,
     hash_log=6,
     window_log=17,
-    format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+    format=_FORMAT,
 )
 
 
-def pack(data: Bytes, level: str) -> tuple[int, bytes]:
+def pack(data: Bytes, *, fours: bool = True, repeats: int = 0) -> tuple[int, bytes]:
     """Code a run.
 
     Parameters
     ----------
     data : (n,) uint8
-    level : {"fast", "small"}
+    fours : bool
+        Whether symbols may be taken four at a time.
+    repeats : int
+        The level at which zstd looks for repeated strings; 0 for data that hold none.
 
     Returns
     -------
@@ -53,9 +57,9 @@ def pack(data: Bytes, level: str) -> tuple[int, bytes]:
     """
     if not data.any():
         return _ZERO << _MODE_SHIFT, b""
-    coded = bytes(_compressor(level).compress(data))
+    coded = bytes(_compressor(repeats).compress(data))
     mode = _ZSTD
-    if level == "small" and len(data) > _QUADS_FROM and len(coded) * _QUADS_BELOW < len(data):
+    if fours and len(data) > _QUADS_FROM and len(coded) * _QUADS_BELOW < len(data):
         packed = _pack_quads(data)
         if packed is not None and len(packed) < len(coded):
             mode, coded = _QUADS, packed
@@ -94,7 +98,7 @@ def _pack_quads(data: Bytes) -> bytes | None:
     if symbols is None:
         return None
     joined, rest = quads.join(data, symbols)
-    (first, head), (second, tail) = pack(joined, "small"), pack(rest, "fast")
+    (first, head), (second, tail) = pack(joined), pack(rest, fours=False)
     entries = np.array((first, second), ENTRY).tobytes()
     return symbols.tobytes() + entries + head + tail
 
@@ -116,7 +120,7 @@ def _unpack_quads(coded: memoryview, count: int) -> Bytes:
 
 def _decompress(coded: memoryview, count: int) -> Bytes:
     try:
-        frame = zstandard.get_frame_parameters(coded, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        frame = zstandard.get_frame_parameters(coded, format=_FORMAT)
         claimed = frame.content_size
         if claimed != count:
             raise DamagedError(f"a run claims {claimed} bytes where {count} belong")
@@ -128,15 +132,18 @@ def _decompress(coded: memoryview, count: int) -> Bytes:
     return np.frombuffer(data, np.uint8)
 
 
-def _compressor(level: str) -> Any:
+def _compressor(repeats: int) -> Any:
     """Threads share none: zstd's contexts are not for two at once."""
-    name = f"compressor_{level}"
+    name = f"compressor{repeats}"
     if not hasattr(_local, name):
-        setattr(_local, name, zstandard.ZstdCompressor(compression_params=_PARAMETERS))
+        parameters = _PARAMETERS
+        if repeats:
+            parameters = zstandard.ZstdCompressionParameters.from_level(repeats, format=_FORMAT)
+        setattr(_local, name, zstandard.ZstdCompressor(compression_params=parameters))
     return getattr(_local, name)
 
 
 def _decompressor() -> Any:
     if not hasattr(_local, "decompressor"):
-        _local.decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        _local.decompressor = zstandard.ZstdDecompressor(format=_FORMAT)
     return _local.decompressor
