@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blockzoo.explore.loading import loading
 from blockzoo.explore.stats import Stats
 from blockzoo.explore.table import Column, Table
 from blockzoo.explore.view import ModelView
-from blockzoo.store.reach import reach, roots
+from blockzoo.records import Model
+from blockzoo.store.reach import Reach, reach, roots
 from blockzoo.store.refs import LATEST, split_name
+from blockzoo.tensors import TensorRef
 
 if TYPE_CHECKING:
     from blockzoo.zoo import Zoo
@@ -86,7 +90,9 @@ def view(zoo: Zoo, name: str) -> ModelView:
     others = reach(zoo.objects, {d: n for d, n in named.items() if d != model.digest})
     sharers = {digest: sorted(names) for (_, digest), names in others.names.items()}
     base = min(named.get(model.base, {model.base[:12]})) if model.base else None
-    return ModelView(name, model, zoo.blocks_of(model), sharers, base, zoo.why_not_served(model))
+    blocks = zoo.blocks_of(model)
+    cost = loading(zoo.objects, (r for b in blocks.values() for r in b.tensors.values()))
+    return ModelView(name, model, blocks, sharers, base, zoo.why_not_served(model), cost)
 
 
 def stats(zoo: Zoo) -> Stats:
@@ -103,6 +109,10 @@ def stats(zoo: Zoo) -> Stats:
         raise error
     kept = [found.models[digest] for digest in named]
     sizes = found.tensors
+    costs = {
+        _plain(min(names)): loading(zoo.objects, _tensors(found, found.models[digest]))
+        for digest, names in named.items()
+    }
     return Stats(
         models=sum(model.kind == "model" for model in kept),
         adapters=sum(model.kind == "adapter" for model in kept),
@@ -111,7 +121,14 @@ def stats(zoo: Zoo) -> Stats:
         logical_bytes=sum(model.nbytes for model in kept),
         distinct_tensor_bytes=sum(sizes.values()),
         stored_bytes=_stored_bytes(zoo.path),
+        loading=costs,
     )
+
+
+def _tensors(found: Reach, model: Model) -> Iterator[TensorRef]:
+    for hop in model.chain:
+        for digest in filter(None, (hop.block, *hop.adapters)):
+            yield from found.blocks[digest].tensors.values()
 
 
 def history(zoo: Zoo, name: str) -> Table:

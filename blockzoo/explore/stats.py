@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from blockzoo.explore.loading import Loading
 from blockzoo.explore.table import Column, Table
 
 
@@ -22,6 +24,8 @@ class Stats:
         Each distinct tensor once.
     stored_bytes : int
         All that the zoo keeps on disk, but for what may be deleted at any time.
+    loading : dict of str to Loading
+        What loading each named model costs.
     """
 
     models: int
@@ -31,6 +35,7 @@ class Stats:
     logical_bytes: int
     distinct_tensor_bytes: int
     stored_bytes: int
+    loading: Mapping[str, Loading] = field(default_factory=dict)
 
     @property
     def saving(self) -> float:
@@ -55,8 +60,20 @@ class Stats:
         rows = [{"what": what, "value": value} for what, value in values]
         return Table("", (Column("what"), Column("value", align="right")), rows)
 
+    def loading_table(self) -> Table:
+        """What loading each model that is kept packed costs, if any."""
+        columns = (
+            Column("name", "to load"),
+            Column("read", "reads", kind="bytes"),
+            Column("mapped", "as it lies", kind="bytes"),
+            Column("decoded", "decodes", kind="bytes"),
+        )
+        packed = {name: cost for name, cost in self.loading.items() if cost.decoded}
+        return Table("", columns, [{"name": n, **vars(cost)} for n, cost in sorted(packed.items())])
+
     def __repr__(self) -> str:
-        return self.table().to_text()
+        loading = self.loading_table()
+        return "\n\n".join(table.to_text() for table in (self.table(), loading) if table)
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()

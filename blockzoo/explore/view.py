@@ -12,6 +12,7 @@ from typing import Any
 
 from blockzoo.errors import NotFoundError
 from blockzoo.explore import html
+from blockzoo.explore.loading import Loading
 from blockzoo.explore.table import Column, Table
 from blockzoo.explore.values import SHORT_DIGEST, format_bytes, format_percent, format_shape
 from blockzoo.records import Block, Hop, Model
@@ -127,8 +128,8 @@ class ModelView:
         For an adapter, the name of its base.
     not_served : str, optional
         Why the runtime cannot run it; ``None`` where it can.
-    stored_bytes : int, optional
-        What its tensors and files take on disk, shared ones included.
+    loading : Loading, optional
+        What loading it costs.
     """
 
     name: str
@@ -137,7 +138,7 @@ class ModelView:
     sharers: Sharers = field(default_factory=dict)
     base: str | None = None
     not_served: str | None = None
-    stored_bytes: int | None = None
+    loading: Loading | None = None
 
     @property
     def digest(self) -> str:
@@ -194,7 +195,7 @@ class ModelView:
             "wants": self.model.wants or None,
             "detached": self.model.detached,
             "bytes": self.model.nbytes,
-            "stored_bytes": self.stored_bytes,
+            "loading": vars(self.loading) if self.loading else None,
             "shared_bytes": self.shared_bytes,
             "not_served": self.not_served,
             "ties": dict(self.model.ties),
@@ -253,6 +254,8 @@ class ModelView:
             facts.append(f"detached; wants {self.model.wants or 'an unnamed base'}")
         elif self.model.base:
             facts.append(f"on {self.base or self.model.base[:SHORT_DIGEST]}")
+        if self.loading:
+            facts.append(str(self.loading))
         return facts
 
     def _sharing(self) -> str:

@@ -15,12 +15,14 @@ def command(app: App, families: bool) -> None:
     zoo = app.zoo()
     stats = zoo.stats()
     data = stats.to_json()
-    ids = [f"{key} {value}" for key, value in data.items()]
+    ids = [f"{key} {value}" for key, value in data.items() if key != "loading"]
+    loading = stats.loading_table()
+    shown = [stats.table(), *(("", loading) if loading else ())]
     if not families:
-        app.output.record(data, stats.table(), ids=ids)
+        app.output.record(data, *shown, ids=ids)
         return
     with bar(app.output) as progress:
         tree = zoo.families(progress)
     rows = tree.to_json()
     ids += [f"parent {row['name']} {row['parent'] or '-'}" for row in rows]
-    app.output.record({**data, "families": rows}, stats.table(), "", repr(tree), ids=ids)
+    app.output.record({**data, "families": rows}, *shown, "", repr(tree), ids=ids)
