@@ -248,7 +248,7 @@ def print_profile(rounds: int) -> None:
     print("\nProfile of `small`, nanoseconds a value (1.0 ns a value is 2.0 GB/s of bf16)")
     for name, work in steps.items():
         print(f"  {name:<45}{best(work, rounds) / len(values) * 1e9:>7.2f}")
-    print("The sort and the scatter are what NumPy takes; a compiled loop that keeps a cursor into")
+    print("The sort and the scatter are NumPy's price; a compiled loop that keeps a cursor into")
     print("each group would need neither, and leave the Huffman decoder as the wall.")
 
 

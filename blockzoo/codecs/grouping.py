@@ -50,28 +50,28 @@ class Groups:
 class Grouping:
     """The groups of a reference's chunks, computed when first asked for and kept.
 
-    Hand the same one to all that are coded against the same reference with the same chunks;
-    threads may share it.
+    Hand the same one to all that are coded against the same reference; threads may share it.
     """
 
     def __init__(self, keep: int = _KEPT) -> None:
         self._keep = keep
         self._size = 0
-        self._chunks: OrderedDict[int, Groups] = OrderedDict()
+        self._chunks: OrderedDict[tuple[Layout, int, int], Groups] = OrderedDict()
         self._guard = threading.Lock()
 
     def chunk(self, kind: Layout, start: int, predicted: Words) -> Groups:
         """The groups of the chunk of a reference that begins at word `start`."""
+        key = kind, start, len(predicted)  # dependents may differ in dtype, and share fewer rows
         with self._guard:
-            if start in self._chunks:
-                self._chunks.move_to_end(start)
-                return self._chunks[start]
+            if key in self._chunks:
+                self._chunks.move_to_end(key)
+                return self._chunks[key]
         made = groups(kind, predicted)
         size = 0 if made.order is None else made.order.nbytes
         if size <= self._keep:
             with self._guard:
-                if start not in self._chunks:
-                    self._chunks[start] = made
+                if key not in self._chunks:
+                    self._chunks[key] = made
                     self._size += size
                 while self._size > self._keep:
                     _, old = self._chunks.popitem(last=False)
