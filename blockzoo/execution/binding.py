@@ -89,10 +89,14 @@ class Binding:
             for owner, key, _, empty in self._fused:
                 owner[key] = empty
 
-    def refs(self) -> Iterator[TensorRef]:
-        """Every tensor used here."""
+    def plain_refs(self) -> Iterator[TensorRef]:
+        """The tensors that are bound as they are, not made into others first."""
         for _, _, ref, _ in self._plain:
             yield ref
+
+    def refs(self) -> Iterator[TensorRef]:
+        """Every tensor used here."""
+        yield from self.plain_refs()
         for _, _, fused, _ in self._fused:
             yield from fused.parts
         for _, attached in self._attachments:

@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import re
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -66,6 +67,7 @@ class Objects:
         self._checked: set[tuple[str, str]] = set()
         self._references: OrderedDict[str, tuple[TensorInfo, memoryview]] = OrderedDict()
         self._groupings: OrderedDict[str, Grouping] = OrderedDict()
+        self._guard = threading.Lock()
 
     def find(self, folder: str, digest: str) -> Path | None:
         """The file that holds an object, in whichever kind it is kept."""
@@ -113,20 +115,24 @@ class Objects:
             raise damaged(
                 self.layout, "tensors", digest, "it is a reference, and a difference itself"
             )
-        if (known := self._references.get(digest)) is not None:
-            return known
-        found = self._references[digest] = self.tensor(digest)
-        while sum(len(data) for _, data in list(self._references.values())) > _KEPT_REFERENCES:
-            self._references.popitem(last=False)
+        with self._guard:
+            if (known := self._references.get(digest)) is not None:
+                return known
+        found = self.tensor(digest)
+        with self._guard:
+            self._references[digest] = found
+            while sum(len(data) for _, data in self._references.values()) > _KEPT_REFERENCES:
+                self._references.popitem(last=False)
         return found
 
     def grouping(self, reference: str) -> Grouping:
         """What coding against a reference computes once for all that differ from it."""
         from blockzoo.codecs.grouping import Grouping
 
-        found = self._groupings.setdefault(reference, Grouping())
-        while len(self._groupings) > _KEPT_GROUPINGS:
-            self._groupings.popitem(last=False)
+        with self._guard:
+            found = self._groupings.setdefault(reference, Grouping())
+            while len(self._groupings) > _KEPT_GROUPINGS:
+                self._groupings.popitem(last=False)
         return found
 
     def describe(self, path: Path) -> Packed:

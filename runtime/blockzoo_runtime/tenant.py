@@ -44,6 +44,8 @@ class Tenant:
     resident : ResidentTensors
     needs : dict
         The tensors that a step uses, with their resident bytes.
+    plain : tuple of Key
+        Those of them that are used as they are stored.
     tokenizer : Tokenizer or None
     eos : frozenset of int
     process : callable or None
@@ -64,6 +66,7 @@ class Tenant:
     device: torch.device
     resident: ResidentTensors
     needs: dict[Key, int]
+    plain: tuple[Key, ...]
     tokenizer: Tokenizer | None
     eos: frozenset[int]
     process: Process | None
@@ -75,7 +78,7 @@ class Tenant:
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any
     ) -> torch.Tensor:
         """One step: logits (B, 1, V) float32 after tokens (B, T); the cache grows by T."""
-        with self.resident.using(self.needs):
+        with self.resident.using(self.needs, self.plain):
             return self.chain.forward(input_ids, attention_mask, cache, logits_to_keep=1)
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -221,6 +224,7 @@ class Tenants:
                 else ref.nbytes
                 for ref in chain.refs()
             },
+            plain=tuple(dict.fromkeys((ref.digest, dtype) for ref in chain.plain_refs())),
             tokenizer=self._tokenizers.of(model, base),
             eos=frozenset([eos] if isinstance(eos, int) else eos or ()),
             process=processing(asked or {}, self._resident.device),

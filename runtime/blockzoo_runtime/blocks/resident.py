@@ -7,10 +7,14 @@ go, the least recently used first; those of the chain that runs now never do.
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -18,6 +22,8 @@ from blockzoo.errors import UsageError
 from blockzoo.execution.tensors import TensorSource, cast, to_torch
 from blockzoo.explore.values import format_bytes
 from blockzoo.tensors import TensorInfo, TensorRef
+
+_LOADERS = min(8, (os.cpu_count() or 1) + 1)
 
 Read = Callable[[str], tuple[TensorInfo, memoryview]]
 Build = Callable[[Sequence[torch.Tensor]], torch.Tensor]
@@ -59,8 +65,14 @@ class ResidentTensors:
         return _Source(self, dtype)
 
     @contextmanager
-    def using(self, needs: dict[Key, int]) -> Iterator[None]:
+    def using(self, needs: dict[Key, int], stored: Iterable[Key] = ()) -> Iterator[None]:
         """Nothing of `needs` (keys to bytes) is evicted inside; one user at a time.
+
+        Parameters
+        ----------
+        needs : dict
+        stored : iterable of Key
+            Those of them that are used as they are stored: loaded together where absent.
 
         Raises
         ------
@@ -77,6 +89,7 @@ class ResidentTensors:
         with self._lock:
             self._in_use.update(needs)
             try:
+                self._load_together([key for key in stored if key not in self._kept])
                 yield
             finally:
                 self._in_use.clear()
@@ -115,6 +128,15 @@ class ResidentTensors:
                 self.nbytes += tensor.nbytes
             return tensor
 
+    def _load_together(self, missing: Sequence[Key]) -> None:
+        """Load stored tensors on several threads: reading, checking and decoding overlap."""
+        if not missing:
+            return
+        with ThreadPoolExecutor(_LOADERS) as pool:
+            loaded = pool.map(lambda key: self.load(*key), missing)
+            for key, tensor in zip(missing, loaded, strict=True):
+                self.get(key, partial(_itself, tensor))
+
     def load(self, digest: str, dtype: torch.dtype) -> torch.Tensor:
         """Read a tensor from the zoo: floats cast to `dtype`, on the device."""
         info, data = self._read(digest)
@@ -148,6 +170,10 @@ class ResidentTensors:
     def _drop(self, key: Key) -> None:
         self.nbytes -= self._kept.pop(key).nbytes
         self._parts.pop(key, None)
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 class _Source:
@@ -184,8 +210,6 @@ def parse_bytes(text: str | int | None) -> int | None:
     """
     if text is None or isinstance(text, int):
         return text
-    import re
-
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if match is None:
         raise UsageError(f"{text!r} is no amount of memory", hint="write it as 8GiB or 500MB")
