@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from blockzoo.errors import BaseMissingError, SourceError, UsageError
 from blockzoo.formats.checkpoint import Checkpoint, open_checkpoint
@@ -24,6 +24,9 @@ from blockzoo.records import Block, Model, Part, Recipe
 from blockzoo.store.refs import split_name
 from blockzoo.store.session import Session
 from blockzoo.tensors import TensorRef
+
+if TYPE_CHECKING:
+    from blockzoo.similarity.sketch import Sketch
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -57,6 +60,8 @@ class Intake:
     progress : Progress
     what : str
         The name that progress is told under.
+    sketch : bool
+        Sketch new tensors while they are at hand, for a `dedupe` that follows.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Intake:
         detached: bool,
         progress: Progress,
         what: str,
+        sketch: bool = False,
     ) -> None:
         self.session = session
         self.source = source
@@ -77,6 +83,8 @@ class Intake:
         self.detached = detached
         self.new_bytes = 0
         self.notes: list[str] = []
+        self.sketches: list[tuple[TensorRef, Sketch]] = []
+        self._sketch = sketch
         self._done = 0
         self._total = 0
         self._progress = progress
@@ -120,6 +128,8 @@ class Intake:
                 self._advance(span.size, 0)
                 return self._literal(data)
             digest, new = self.session.tensor(span.info, data)
+            if self._sketch and new:
+                self._keep_sketch(TensorRef(span.info.dtype, span.info.shape, digest), data)
             digests[span.start, span.end] = digest
             self._advance(span.size, new)
             return Part("tensor", span.size, digest)
@@ -136,6 +146,14 @@ class Intake:
         if in_chain:
             kept.update((tensor.name, refer(tensor)) for tensor in file.tensors)
         return self._recipe(root, file.path.relative_to(root), parts)
+
+    def _keep_sketch(self, ref: TensorRef, data: memoryview) -> None:
+        from blockzoo.similarity.sketch import bucket, sketch
+
+        if bucket(ref):
+            made = sketch(ref, data)
+            with self._guard:
+                self.sketches.append((ref, made))
 
     def _file(self, root: Path, path: Path) -> Recipe:
         file = MappedFile(root / path)

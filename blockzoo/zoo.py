@@ -108,6 +108,7 @@ class Zoo:
         *,
         base: str | None = None,
         detached: bool = False,
+        sketch: bool = False,
         progress: Progress = silent,
     ) -> Ingested:
         """Take a checkpoint in; only tensors that the zoo does not have are written.
@@ -123,6 +124,8 @@ class Zoo:
             For an adapter, its base's name in this zoo; by default what its config says.
         detached : bool
             Keep an adapter even though its base is absent.
+        sketch : bool
+            Sketch new tensors while they are read, for a `dedupe` that follows.
         progress : Progress
 
         Raises
@@ -151,6 +154,7 @@ class Zoo:
                         detached=detached,
                         progress=progress,
                         what=full_name,
+                        sketch=sketch,
                     )
                     model = intake.run()
                     if session.commit():
@@ -165,6 +169,10 @@ class Zoo:
                 target = tagged(model, intake.new_bytes)
                 origin = str(path.resolve()) if path == Path(source) else str(source)
                 self.refs.set(short, tag, target, "ingest", origin)
+        if intake.sketches:
+            from blockzoo.similarity.sketches import Sketches
+
+            Sketches(self.objects).put(intake.sketches)
         attached = self._attach(short, model) if model.kind == "model" else ()
         seconds = time.monotonic() - began
         return Ingested(

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,11 +20,15 @@ from blockzoo.errors import DamagedError, UsageError
 from blockzoo.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from blockzoo.dedupe.repack import Change
     from blockzoo.explore.table import Table
+    from blockzoo.store.session import Session
     from blockzoo.zoo import Zoo
 
 Level = Literal["fast", "small"]
 _FORMAT = 1
+_BATCH = 64  # steps, or
+_BATCH_BYTES = 256 << 20  # of tensors, between one flush and the next
 _THREADS = (os.cpu_count() or 1) + 2  # some wait for the disk
 
 
@@ -134,34 +139,23 @@ class Plan:
 
         A step whose tensor or reference is gone, or is not kept as it was, is passed over.
         """
-        from blockzoo.codecs import PACKED
         from blockzoo.dedupe import repack
         from blockzoo.store.session import Session
 
         total, seen = sum(step.before for step in self.steps), 0
         before = after = 0
         with Session(self.zoo.objects) as session, ThreadPoolExecutor(_THREADS) as pool:
-
-            def run(step: Step) -> tuple[int, int]:
-                try:
-                    if step.codec not in PACKED:
-                        return repack.unpack(session, step.tensor)
-                    freed = repack.finish(self.zoo.objects, step.tensor)
-                    was, now = repack.pack(
-                        session,
-                        step.tensor,
-                        codec=step.codec,
-                        level=self.level,
-                        reference=step.reference or None,
-                    )
-                    return was + freed, now
-                except DamagedError:
-                    return 0, 0
-
             try:
-                for step, (was, now) in zip(self.steps, pool.map(run, self.steps), strict=True):
-                    before, after, seen = before + was, after + now, seen + step.before
-                    progress("dedupe", seen, total, 0)
+                for steps in batched(self.steps):
+                    changes = []
+                    found = pool.map(partial(_change, session, self.level), steps)
+                    for step, change in zip(steps, found, strict=True):
+                        changes += [change] if change else []
+                        seen += step.before
+                        progress("dedupe", seen, total, 0)
+                    repack.settle(session, changes)
+                    before += sum(change.before for change in changes)
+                    after += sum(change.after for change in changes)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -180,6 +174,33 @@ class Done:
 
     before: int
     after: int
+
+
+def batched(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
+    """Cut steps into runs of some files and bytes, which are brought to the disk together."""
+    batch: list[Step] = []
+    for step in steps:
+        batch.append(step)
+        if len(batch) == _BATCH or sum(s.before for s in batch) > _BATCH_BYTES:
+            yield batch
+            batch = []
+    yield batch
+
+
+def _change(session: Session, level: Level, step: Step) -> Change | None:
+    """What a step comes to; None where it is done, or the zoo is no longer as it was."""
+    from blockzoo.codecs import PACKED
+    from blockzoo.dedupe import repack
+
+    try:
+        if step.codec not in PACKED:
+            return repack.unpack(session, step.tensor)
+        repack.finish(session.objects, step.tensor)
+        return repack.pack(
+            session, step.tensor, codec=step.codec, level=level, reference=step.reference
+        )
+    except DamagedError:
+        return None
 
 
 def load(zoo: Zoo, path: str | Path) -> Plan:

@@ -7,6 +7,8 @@ between, both files stand: either can be read, and the next run drops the one th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from blockzoo.codecs import PACKED, raw
@@ -16,10 +18,34 @@ from blockzoo.store.objects import Objects, map_file
 from blockzoo.store.session import Session
 
 
-def pack(
-    session: Session, digest: str, *, codec: str, level: str, reference: str | None
-) -> tuple[int, int]:
-    """Keep a raw tensor in another kind, where that is smaller.
+@dataclass(frozen=True)
+class Change:
+    """A tensor whose new file is written but not in its place yet.
+
+    Parameters
+    ----------
+    digest : str
+    staged, place : Path
+        The new file, and where it will stand.
+    old : Path
+        The file that it replaces.
+    reference : str
+        The digest of the tensor that the new file needs; "" for none.
+    before, after : int
+        Bytes of the old file and the new.
+    """
+
+    digest: str
+    staged: Path
+    place: Path
+    old: Path
+    reference: str
+    before: int
+    after: int
+
+
+def pack(session: Session, digest: str, *, codec: str, level: str, reference: str) -> Change | None:
+    """Code a raw tensor in another kind, and read it back.
 
     Parameters
     ----------
@@ -27,13 +53,13 @@ def pack(
     codec : str
         A suffix in `codecs.PACKED`.
     level : {"fast", "small"}
-    reference : str or None
-        The digest of the raw tensor it is kept as a difference from.
+    reference : str
+        The digest of the tensor it becomes a difference from; "" for none.
 
     Returns
     -------
-    before, after : int
-        Bytes of its file; equal where it stays as it was.
+    Change or None
+        For `settle`; None where it is packed already, or would not be smaller.
 
     Raises
     ------
@@ -44,43 +70,47 @@ def pack(
     path = objects.find("tensors", digest)
     if path is None:
         raise DamagedError(f"tensor {digest[:12]} is missing")
-    before = path.stat().st_size
     if path.suffix in PACKED:
-        return before, before
+        return None
     info, data = objects.tensor(digest)
     base = grouping = None
-    if reference is not None:
-        grouping = objects.grouping(reference)
+    if reference:
         session.rely("tensors", reference)  # touched: no collection takes it from here on
         base = (reference, *objects.reference(reference))
+        grouping = objects.grouping(reference)
     packed = PACKED[codec].encode(info, data, base, level=level, grouping=grouping)
     if packed is None:
-        return before, before
+        return None
     objects.check_packed(digest, memoryview(packed))
-    place = path.with_name(digest + codec)
-    session.put(place, packed)
-    if reference is not None and objects.find("tensors", reference) is None:
-        place.unlink()  # the collection was faster; the raw file has not been touched
-        return before, before
-    path.unlink()
-    return before, len(packed)
+    staged, place = session.stage(packed), path.with_name(digest + codec)
+    before = path.stat().st_size
+    return Change(digest, staged, place, path, reference, before, len(packed))
 
 
-def unpack(session: Session, digest: str) -> tuple[int, int]:
-    """Keep a tensor raw again; returns bytes of its file before and after."""
+def unpack(session: Session, digest: str) -> Change | None:
+    """Write a packed tensor raw again; None where it is not packed."""
     objects = session.objects
     packed = packed_file(objects, digest)
     if packed is None:
-        path = objects.find("tensors", digest)
-        size = path.stat().st_size if path else 0
-        return size, size
+        return None
     before = packed.stat().st_size
     place = packed.with_name(digest + raw.SUFFIX)
-    if not place.exists():
-        info, data = objects.tensor(digest)
-        session.put(place, raw.header(info) + bytes(data))
-    packed.unlink()
-    return before, place.stat().st_size
+    info, data = objects.tensor(digest)
+    staged = session.stage(raw.header(info), data)
+    return Change(digest, staged, place, packed, "", before, raw.size(info))
+
+
+def settle(session: Session, changes: Sequence[Change]) -> None:
+    """Bring new files to the disk and their places, and only then delete the old ones.
+
+    A file whose reference has been collected meanwhile is dropped, and the old one stays.
+    """
+    session.settle([(change.staged, change.place) for change in changes])
+    for change in changes:
+        if change.reference and session.objects.find("tensors", change.reference) is None:
+            change.place.unlink()
+        else:
+            change.old.unlink(missing_ok=True)
 
 
 def packed_file(objects: Objects, digest: str) -> Path | None:

@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -126,13 +126,21 @@ class Session:
         """Keep a model's record; its blocks, files and tensors must have been kept before."""
         return self._record("models", model.digest, model.encoded)
 
-    def put(self, place: Path, data: bytes) -> None:
-        """Write one finished file to its place at once, durably."""
+    def stage(self, *parts: bytes | memoryview) -> Path:
+        """Write a file that is to be moved to its place by `settle`."""
         staged = self._stage()
-        staged.write_bytes(data)
-        durable.flush_file(staged)
-        self._move(staged, place)
-        durable.flush_folder(place.parent)
+        with open(staged, "wb", buffering=0) as file:
+            for part in parts:
+                _write(file.fileno(), part)
+        return staged
+
+    def settle(self, moves: Sequence[tuple[Path, Path]]) -> None:
+        """Bring staged files to the disk, then to their places, then the folders to the disk."""
+        with ThreadPoolExecutor(_FLUSHES_AT_ONCE) as pool:
+            list(pool.map(durable.flush_file, [staged for staged, _ in moves]))
+            for staged, place in moves:
+                self._move(staged, place)
+            list(pool.map(durable.flush_folder, {place.parent for _, place in moves}))
 
     def rely(self, folder: str, digest: str) -> None:
         """Count on an object that is in the zoo already: `commit` makes sure that it still is."""
@@ -152,10 +160,8 @@ class Session:
             then nothing may refer to it, and the caller begins again.
         """
         pending, self._pending = self._pending, {}
+        self.settle(list(pending.values()))
         with ThreadPoolExecutor(_FLUSHES_AT_ONCE) as pool:
-            list(pool.map(durable.flush_file, [staged for staged, _ in pending.values()]))
-            for staged, place in pending.values():
-                self._move(staged, place)
             for (folder, digest), place in self._replaced.items():
                 for suffix in SUFFIXES[folder]:
                     if (other := place.with_name(digest + suffix)) != place:

@@ -83,7 +83,14 @@ def command(
         for source in ordered:
             try:
                 done.append(
-                    zoo.ingest(source, name, base=base, detached=detached, progress=progress)
+                    zoo.ingest(
+                        source,
+                        name,
+                        base=base,
+                        detached=detached,
+                        sketch=dedupe,
+                        progress=progress,
+                    )
                 )
             except (BlockzooError, OSError) as error:
                 if _hopeless(error):
