@@ -110,9 +110,13 @@ def bytes_digest(data: bytes | memoryview) -> str:
     return hasher.hexdigest()
 
 
-def tensor_hasher(info: TensorInfo) -> Any:
-    """A BLAKE3 hasher that has taken in dtype and shape and awaits the tensor's bytes."""
-    threads = blake3.AUTO if info.nbytes >= _MULTITHREADED_FROM else 1
+def tensor_hasher(info: TensorInfo, threads: int | None = None) -> Any:
+    """A BLAKE3 hasher that has taken in dtype and shape and awaits the tensor's bytes.
+
+    It takes several threads for large tensors, or as many as told.
+    """
+    if threads is None:
+        threads = blake3.AUTO if info.nbytes >= _MULTITHREADED_FROM else 1
     hasher = blake3(max_threads=threads, derive_key_context="blockzoo tensor v1")
     hasher.update(canonical_json([info.dtype, list(info.shape)]) + b"\0")
     return hasher

@@ -28,7 +28,7 @@ from blockzoo.store.layout import Layout
 from blockzoo.store.objects import LARGEST_COMPRESSED, SUFFIXES, Objects
 from blockzoo.tensors import TensorInfo, bytes_digest, tensor_digest, tensor_hasher
 
-_CHUNK = 4 << 20  # bytes copied at a time
+_CHUNK = 1 << 20  # bytes copied at a time: they stay in the cache while hashed and written
 _FLUSH_AT_ONCE = 4 << 20  # bytes; smaller files are flushed together at the end
 _COMPRESS_FROM = 1 << 10  # bytes
 _FLUSHES_AT_ONCE = 8  # a journal takes several in one go
@@ -53,6 +53,8 @@ class Session:
         self._used: set[tuple[str, str]] = set()
         self._written: set[tuple[str, str]] = set()
         self._pending: dict[tuple[str, str], tuple[Path, Path]] = {}
+        # new tensors come in runs: after one, the next is written while it is hashed
+        self._expect_new = False
         self._replaced: dict[tuple[str, str], Path] = {}
         self._guard = threading.Lock()
 
@@ -86,21 +88,36 @@ class Session:
         new_bytes : int
             The tensor's bytes where it was not in the zoo before, else 0.
         """
-        digest = tensor_digest(info, data)
-        if self._has("tensors", digest, raw.size(info)):
-            return digest, 0
-        hasher = tensor_hasher(info)
+        expected = None
+        if not self._expect_new:
+            expected = tensor_digest(info, data)
+            if self._has("tensors", expected, raw.size(info)):
+                return expected, 0
+        staged, digest = self._write_tensor(info, data)
+        if expected is None:
+            self._expect_new = not self._has("tensors", digest, raw.size(info))
+            if not self._expect_new:
+                staged.unlink()
+                return digest, 0
+        elif digest != expected:
+            raise SourceError("the file was changed while it was being read", hint="run it again")
+        self._expect_new = True
+        first = self._place("tensors", digest, raw.SUFFIX, staged, info.nbytes)
+        return digest, info.nbytes if first else 0
+
+    def _write_tensor(self, info: TensorInfo, data: memoryview) -> tuple[Path, str]:
+        """Write a raw file under ``tmp/``; the digest is that of the very bytes written."""
+        hasher = tensor_hasher(info, threads=1)
         staged = self._stage()
+        buffer = memoryview(bytearray(min(_CHUNK, len(data))))
         with open(staged, "wb", buffering=0) as file:
             _write(file.fileno(), raw.header(info))
             for start in range(0, len(data), _CHUNK):
-                chunk = bytes(data[start : start + _CHUNK])  # what is hashed is what is written
+                chunk = buffer[: min(_CHUNK, len(data) - start)]
+                chunk[:] = data[start : start + len(chunk)]
                 hasher.update(chunk)
                 _write(file.fileno(), chunk)
-        if hasher.hexdigest() != digest:
-            raise SourceError("the file was changed while it was being read", hint="run it again")
-        first = self._place("tensors", digest, raw.SUFFIX, staged, info.nbytes)
-        return digest, info.nbytes if first else 0
+        return staged, str(hasher.hexdigest())
 
     def file(self, data: memoryview) -> str:
         """Keep some bytes as a file object, compressed where that helps; returns the digest."""
