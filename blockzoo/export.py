@@ -68,14 +68,18 @@ def export(
             path.parent.mkdir(parents=True, exist_ok=True)
             folders |= {path.parent}
             partial = path.with_name(path.name + _PARTIAL)
-            with open(partial, "wb", buffering=0) as file:
-                for data in _contents(objects, recipe):
-                    _write(file.fileno(), data)
-                    progress(what, done := done + len(data), total, 0)
-            if recipe.executable:
-                partial.chmod(partial.stat().st_mode | 0o111)
-            durable.flush_file(partial)
-            os.replace(partial, path)
+            try:
+                with open(partial, "wb", buffering=0) as file:
+                    for data in _contents(objects, recipe):
+                        _write(file.fileno(), data)
+                        progress(what, done := done + len(data), total, 0)
+                if recipe.executable:
+                    partial.chmod(partial.stat().st_mode | 0o111)
+                durable.flush_file(partial)
+                os.replace(partial, path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
         else:
             progress(what, done := done + recipe.size, total, 0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +133,8 @@ def safe_path(path: str) -> PurePosixPath:
         not pure.parts
         or pure.is_absolute()
         or ".." in pure.parts
-        or any(c in path for c in "\\:\0")
+        or any(c in path for c in "\\\0")
+        or ":" in (path if os.name == "nt" else path[1:2])
         or pure.as_posix() != path
     ):
         raise DamagedError(f"the recipe names an unsafe path: {path!r}")

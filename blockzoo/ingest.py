@@ -159,6 +159,7 @@ class Intake:
         file = MappedFile(root / path)
         try:
             part = self._literal(file.bytes(0, file.size)) if file.size else None
+            file.check()  # its bytes were read twice: for the digest, and to be written
         finally:
             file.close()
         self._advance(file.size, 0)

@@ -6,7 +6,6 @@ reported as it was.
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterable
 from dataclasses import replace
@@ -68,15 +67,7 @@ def open_damaged(path: Path) -> Zoo:
     try:
         return Zoo(path, create=False)
     except DamagedError:
-        layout = Layout(path)
-        aside = layout.tmp / f"zoo-{uuid.uuid4().hex}.damaged"
-        aside.parent.mkdir(exist_ok=True)
-        os.replace(layout.marker, aside)
-        try:
-            write_marker(layout)
-        except BaseException:
-            os.replace(aside, layout.marker)
-            raise
+        write_marker(Layout(path), replace=True)
         return Zoo(path, create=False)
 
 
@@ -135,20 +126,15 @@ def _from_folder(zoo: Zoo, source: Path, problems: Iterable[Problem], progress: 
 
 
 def _replace_ref(zoo: Zoo, path: Path, data: bytes) -> None:
-    staged = zoo.refs.staging / f"ref-{uuid.uuid4().hex}"
-    staged.write_bytes(data)
-    durable.flush_file(staged)
-    os.replace(staged, path)
-    durable.flush_folder(path.parent)
+    durable.replace(path, data, zoo.refs.staging / f"ref-{uuid.uuid4().hex}")
     # a copy that is damaged too is found by the next pass, and stays reported
 
 
 def _reset_ref(zoo: Zoo, problem: Problem, model: Model, source: Path) -> None:
-    """Let a name whose entry is damaged point to the folder's model, if it did so before."""
+    """Let a damaged entry point to the folder's model, if it did so before."""
     assert problem.path is not None
-    name = problem.digest.partition("@")[0]
+    name, _, number = problem.digest.rpartition("@")
     named_so = name.rpartition("/")[2] == source.name
     if not named_so and model.digest.encode() not in problem.path.read_bytes():
         return  # this folder is not what the entry pointed to
-    os.replace(problem.path, zoo.refs.staging / f"ref-{uuid.uuid4().hex}.damaged")
-    zoo.refs.set(name, None, tagged(model), "repair", str(source.resolve()))
+    zoo.refs.rewrite(name, int(number), tagged(model), "repair", str(source.resolve()))

@@ -138,7 +138,10 @@ class Zoo:
         from blockzoo.ingest import Intake, default_name
 
         path = _locate(source)
-        full_name = name or (str(source) if path != Path(source) else default_name(path))
+        if name is None:
+            full_name = str(source) if path != Path(source) else default_name(path)
+        else:
+            full_name = name
         short, tag = split_name(full_name)
         began = time.monotonic()
         layout = self.objects.layout
@@ -157,18 +160,19 @@ class Zoo:
                         sketch=sketch,
                     )
                     model = intake.run()
-                    if session.commit():
-                        break
+                    if not session.commit():
+                        continue
+                    already = before is not None and before.digest == model.digest
+                    if not already:  # while the session lives: a collection of the young waits
+                        target = tagged(model, intake.new_bytes)
+                        origin = str(path.resolve()) if path == Path(source) else str(source)
+                        self.refs.set(short, tag, target, "ingest", origin)
+                    break
             else:
                 raise BlockzooError(
                     "objects were collected as fast as they were written",
                     hint="do not run `blockzoo gc --older-than 0` in a loop beside an ingest",
                 )
-            already = before is not None and before.digest == model.digest
-            if not already:
-                target = tagged(model, intake.new_bytes)
-                origin = str(path.resolve()) if path == Path(source) else str(source)
-                self.refs.set(short, tag, target, "ingest", origin)
         if intake.sketches:
             from blockzoo.similarity.sketches import Sketches
 
@@ -421,10 +425,8 @@ class Zoo:
 
         attached = []
         for ref in self.refs.all():
-            for tag, target in ref.tags.items():
-                if not target.detached:
-                    continue
-                waiting = self.objects.model(target.digest)
+            for digest in sorted({to.digest for to in ref.tags.values() if to.detached}):
+                waiting = self.objects.model(digest)
                 if name not in (waiting.wants, waiting.wants.rstrip("/").rpartition("/")[2]):
                     continue
                 base = Base(model.digest, model, self.blocks_of(model))
@@ -435,10 +437,11 @@ class Zoo:
                     except SourceError:
                         continue  # it wants another model of the same name
                     self._rely_on(session, model)
-                    if session.commit():
-                        self.refs.set(ref.name, tag, tagged(whole), "attach", name)
-                        attached.append(ref.name if tag == LATEST else f"{ref.name}:{tag}")
-        return tuple(dict.fromkeys(name.partition(":")[0] for name in attached))
+                    if session.commit() and self.refs.swap(
+                        ref.name, digest, tagged(whole), "attach", name
+                    ):
+                        attached.append(ref.name)
+        return tuple(dict.fromkeys(attached))
 
     def _rely_on(self, session: Session, model: Model) -> None:
         """Touch everything a model needs, so that no collection takes it."""

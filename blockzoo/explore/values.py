@@ -49,6 +49,10 @@ def format_shape(shape: Iterable[int]) -> str:
     return " × ".join(str(d) for d in shape) or "scalar"
 
 
+def _visible(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def format_value(value: Any, kind: Kind = "text") -> str:
     """Any cell as one line of text.
 
@@ -71,7 +75,8 @@ def format_value(value: Any, kind: Kind = "text") -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
-        return value[:SHORT_DIGEST] if kind == "digest" else " ".join(value.split())
+        # names come from checkpoints: what would steer a terminal is shown as a box
+        return value[:SHORT_DIGEST] if kind == "digest" else _visible(" ".join(value.split()))
     if kind == "bytes":
         return format_bytes(value)
     if kind == "percent":

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from blockzoo.errors import SourceError
-from blockzoo.formats.folder import list_files
+from blockzoo.formats.folder import check_relative_name, list_files
 from blockzoo.formats.index import check_promises, other_weights, weights_to_load
 from blockzoo.formats.jsonfile import read_object
 from blockzoo.formats.stored import StoredTensor, WeightsFile
@@ -38,7 +38,8 @@ class Checkpoint:
     skipped : list of Path
         What is left out of the folder: symlinks to folders, ``.git`` and caches.
     notes : list of str
-        Sentences about what is unusual: weights that are kept only as plain bytes.
+        Sentences about what is unusual: weights that are kept only as plain bytes, folders
+        that are left out.
     """
 
     path: Path
@@ -95,6 +96,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             f"there is nothing at {path}",
             hint="give a checkpoint's folder, a .safetensors file, or a Hub id such as org/name",
         )
+    check_relative_name(path.name, where=str(path.parent))
     checkpoint = Checkpoint(path.parent, "model", {})
     checkpoint.weights.append(open_weights(path))
     _gather(checkpoint)
@@ -126,6 +128,11 @@ def _open_folder(root: Path) -> Checkpoint:
         checkpoint.close()
         raise
     checkpoint.files = [file for file in files if file.as_posix() not in kept]
+    checkpoint.notes += [
+        f"{folder} is a link to a folder, and is not kept"
+        for folder in skipped
+        if (root / folder).is_symlink()
+    ]
     return checkpoint
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blockzoo.errors import SourceError
+from blockzoo.partition.patterns import may_take_forever
 
 #: the types that are served, and which of their options are applied
 APPLIED: Mapping[str, frozenset[str]] = {
@@ -152,6 +153,11 @@ def _pattern_key(patterns: Mapping[str, Any], module: str) -> str:
 
 def _matches(how: Any, pattern: str, text: str) -> bool:
     try:
+        if may_take_forever(pattern, len(text)):
+            raise SourceError(
+                f"adapter_config.json: the regular expression {pattern[:60]!r} could take for ever",
+                hint="name the modules, or write it without repeats inside repeats",
+            )
         return how(pattern, text) is not None
     except (re.error, RecursionError, OverflowError) as error:
         raise SourceError(

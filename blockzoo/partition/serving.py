@@ -75,7 +75,8 @@ def _of_config(config: Mapping[str, Any]) -> str | None:
     except SourceError as error:
         return error.message
     given = config.get("layer_types")
-    if kinds is None and given and set(map(str, given)) != {"full_attention"}:
+    plain = isinstance(given, list) and set(map(str, given)) == {"full_attention"}
+    if kinds is None and given and not plain:
         return f"its config.json has layer_types, which {family.name} models do not have"
     strange = [kind for kind in kinds or () if kind not in _ATTENTIONS]
     if strange:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,9 @@ class GcPlan:
     kept_young : int
         Unreachable objects left because they were written or used less than `older_than`
         seconds ago.
+    made : float
+        When, in seconds since 1970. What was touched after that stays: whoever has begun to
+        rely on it since then may not have given it a name yet.
     """
 
     store: Objects
@@ -56,6 +60,7 @@ class GcPlan:
     bytes: int
     kept_young: int
     older_than: float
+    made: float
 
     def counts(self) -> dict[str, int]:
         """Objects by folder."""
@@ -69,7 +74,7 @@ class GcPlan:
 
     def execute(self) -> int:
         """Delete; returns the bytes freed. May be interrupted, and run again."""
-        cutoff = time.time() - self.older_than
+        cutoff = self.made - self.older_than
         kept = reach(self.store, roots(self.refs)).names
         freed = 0
         with Session(self.store) as session:
@@ -94,12 +99,13 @@ def plan(store: Objects, refs: Refs, *, older_than: float = YOUNG) -> GcPlan:
         they wrote is not referred to yet.
     """
     restore_trash(store.layout)
+    made = _now(store)  # before looking who writes: those who come later touch later
     if older_than < YOUNG and any(alive(folder) for folder in store.layout.tmp.glob("*/")):
         raise LockedError(
             "somebody is writing to the zoo, and what they wrote is not referred to yet",
             hint=f"wait for them, or collect what is older than {YOUNG:.0f} seconds",
         )
-    cutoff = time.time() - older_than
+    cutoff = made - older_than
     found = reach(store, roots(refs))
     for error in found.unread.values():
         raise error
@@ -111,7 +117,19 @@ def plan(store: Objects, refs: Refs, *, older_than: float = YOUNG) -> GcPlan:
         else:
             garbage.append(candidate)
             size += status.st_size
-    return GcPlan(store, refs, tuple(garbage), size, young, older_than)
+    return GcPlan(store, refs, tuple(garbage), size, young, older_than, made)
+
+
+def _now(store: Objects) -> float:
+    """The time by the disk's clock, which a touch goes by: it lags, or is another machine's."""
+    probe = store.layout.tmp / f"now-{uuid.uuid4().hex}"
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+    except OSError:  # a zoo that can only be read: nothing will be deleted
+        return time.time()
+    return now
 
 
 def _unreached(store: Objects, reached: set[tuple[str, str]]) -> Iterator[Object]:
@@ -127,12 +145,15 @@ def _take(found: Object, trash: Path, cutoff: float) -> int:
         os.replace(found.path, moved)
     except FileNotFoundError:
         return 0  # another collection was faster
-    status = moved.stat()
-    if status.st_mtime >= cutoff:
-        if not found.path.exists():
-            os.replace(moved, found.path)
-        return 0
-    moved.unlink()
+    try:
+        status = moved.stat()
+        if status.st_mtime >= cutoff:
+            if not found.path.exists():
+                os.replace(moved, found.path)
+            return 0
+        moved.unlink()
+    except FileNotFoundError:
+        return 0  # where locks do nothing, a reader took this run for dead and put it back
     return status.st_size
 
 

@@ -1,4 +1,4 @@
-"""Durability, in three helpers and nowhere else.
+"""Durability, in four helpers and nowhere else.
 
 A file is written under ``tmp/``, flushed, and only then moved to its place; the folder it moves
 to is flushed before anything that relies on it is written. So a crash at any instant leaves
@@ -50,13 +50,24 @@ def create(path: Path, data: bytes, staging: Path) -> bool:
         processes that create one path at once, exactly one gets True; no lock is needed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging.write_bytes(data)
     try:
+        staging.write_bytes(data)
         flush_file(staging)
         os.link(staging, path)
     except FileExistsError:
         return False
     finally:
-        staging.unlink()
+        staging.unlink(missing_ok=True)  # also where the disk was full
     flush_folder(path.parent)
     return True
+
+
+def replace(path: Path, data: bytes, staging: Path) -> None:
+    """Write a whole file in the place of whatever stands there, as one atomic step."""
+    try:
+        staging.write_bytes(data)
+        flush_file(staging)
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+    flush_folder(path.parent)

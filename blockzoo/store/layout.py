@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +79,14 @@ def open_zoo(root: Path, *, create: bool) -> tuple[Layout, str]:
     return layout, str(marker["id"])
 
 
-def write_marker(layout: Layout) -> None:
+def write_marker(layout: Layout, *, replace: bool = False) -> None:
     """Make ``zoo.json`` in a folder that is empty or a zoo that lost its own.
+
+    Parameters
+    ----------
+    layout : Layout
+    replace : bool
+        Put it in the place of a damaged one, in one step.
 
     Raises
     ------
@@ -89,7 +94,7 @@ def write_marker(layout: Layout) -> None:
         Where the folder holds anything that no zoo has.
     """
     root = layout.root
-    known = {*OBJECT_FOLDERS, "refs", "tmp", "cache"}
+    known = {*OBJECT_FOLDERS, "refs", "tmp", "cache", *([layout.marker.name] if replace else [])}
     if root.exists() and (not root.is_dir() or {p.name for p in root.iterdir()} - known):
         raise NoZooError(
             f"{root} is not empty and is no zoo", hint="name a new or empty folder with --zoo"
@@ -102,4 +107,9 @@ def write_marker(layout: Layout) -> None:
             hint="name a folder that can be written to with --zoo",
         ) from error
     marker = {"format": "blockzoo", "version": VERSION, "hash": "blake3", "id": uuid.uuid4().hex}
-    durable.create(layout.marker, sealed.seal(marker), layout.tmp / f"zoo-{os.getpid()}.json")
+    staging = layout.tmp / f"zoo-{uuid.uuid4().hex}.json"
+    if replace:
+        durable.replace(layout.marker, sealed.seal(marker), staging)
+    else:
+        durable.create(layout.marker, sealed.seal(marker), staging)
+        durable.flush_folder(root.parent)

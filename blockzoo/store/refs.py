@@ -12,7 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,44 @@ class Refs:
 
         self._append(name, change)
 
+    def swap(self, name: str, old: str, target: Tagged, action: str, source: str = "") -> bool:
+        """Let the tags that point to `old`, a model's digest, point to another model; no others.
+
+        Returns
+        -------
+        bool
+            False, with nothing changed, where no tag points to `old` (any more).
+        """
+
+        def change(ref: Ref) -> tuple[dict[str, Tagged], Event] | None:
+            swapped = sorted(tag for tag, to in ref.tags.items() if to.digest == old)
+            if not swapped:
+                return None
+            told = LATEST if LATEST in swapped else swapped[0]
+            tags = {
+                tag: replace(target, new_bytes=to.new_bytes) if tag in swapped else to
+                for tag, to in ref.tags.items()
+            }
+            return tags, Event(action, told, target.digest, target.time, source)
+
+        return self._append(name, change)
+
+    def rewrite(self, name: str, number: int, target: Tagged, action: str, source: str) -> None:
+        """Put a sound entry in the place of a damaged one; later entries stay what they are.
+
+        Its tags are those of the last sound entry before it, and ``latest``.
+        """
+        tags: Mapping[str, Tagged] = {}
+        for before in sorted((n for n in self._numbers(name) if n < number), reverse=True):
+            try:
+                tags = self._read(name, before).tags
+                break
+            except DamagedError:
+                continue
+        event = Event(action, LATEST, target.digest, target.time, source)
+        data = _entry(name, number, {**tags, LATEST: target}, event)
+        durable.replace(self._path(name, number), data, self._stage())
+
     def remove(self, name: str, tag: str | None) -> None:
         """Take a tag, or a whole name, off the list; its history and its objects stay."""
         gone = self.find(f"{name}:{tag}") if tag else self.find(name)
@@ -193,32 +231,32 @@ class Refs:
 
         self._append(name, change)
 
-    def _append(self, name: str, change: Callable[[Ref], tuple[dict[str, Tagged], Event]]) -> None:
+    def _append(
+        self, name: str, change: Callable[[Ref], tuple[dict[str, Tagged], Event] | None]
+    ) -> bool:
+        """Add an entry, made from the newest; False where `change` wants none."""
         split_name(name)
         while True:
             ref = self.get(name)
-            tags, event = change(ref)
-            data = sealed.seal(
-                {
-                    "format": 1,
-                    "name": name,
-                    "number": ref.number + 1,
-                    "tags": {t: asdict(to) for t, to in tags.items()},
-                    "event": asdict(event),
-                }
-            )
-            self.staging.mkdir(parents=True, exist_ok=True)
-            staging = self.staging / f"ref-{uuid.uuid4().hex}"
-            if durable.create(self._path(name, ref.number + 1), data, staging):
+            changed = change(ref)
+            if changed is None:
+                return False
+            tags, event = changed
+            data = _entry(name, ref.number + 1, tags, event)
+            if durable.create(self._path(name, ref.number + 1), data, self._stage()):
                 self._flush_parents(name)
-                return
+                return True
 
     def _flush_parents(self, name: str) -> None:
-        """A nested name may have made folders on the way; their entries must last too."""
+        """The first name, or a nested one, made folders on the way; their entries must last too."""
         folder = self._path(name, 1).parent
-        while folder != self.root:
+        while folder != self.root.parent:
             folder = folder.parent
             durable.flush_folder(folder)
+
+    def _stage(self) -> Path:
+        self.staging.mkdir(parents=True, exist_ok=True)
+        return self.staging / f"ref-{uuid.uuid4().hex}"
 
     def _path(self, name: str, number: int) -> Path:
         return self.root / f"{name}@{number:06d}.json"
@@ -241,6 +279,18 @@ class Refs:
                 f"the ref {name!r} is damaged: {error.message} ({path})",
                 hint="`blockzoo verify` tells what is damaged, `blockzoo repair` mends it",
             ) from error
+
+
+def _entry(name: str, number: int, tags: Mapping[str, Tagged], event: Event) -> bytes:
+    return sealed.seal(
+        {
+            "format": 1,
+            "name": name,
+            "number": number,
+            "tags": {tag: asdict(to) for tag, to in tags.items()},
+            "event": asdict(event),
+        }
+    )
 
 
 def parse_entry(data: bytes, name: str, number: int) -> Ref:
