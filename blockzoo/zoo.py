@@ -132,12 +132,15 @@ class Zoo:
         ------
         SourceError
             Where the checkpoint is damaged, unsafe, incomplete or made for another base.
+        UsageError
+            For an unusable name, or a checkpoint's folder that the zoo itself lies in.
         LockedError
             Where somebody is ingesting under the same name.
         """
         from blockzoo.ingest import Intake, default_name
 
         path = _locate(source)
+        check_apart(self.path, path)
         if name is None:
             full_name = str(source) if path != Path(source) else default_name(path)
         else:
@@ -449,6 +452,15 @@ class Zoo:
 
         for key in reach(self.objects, {model.digest: ()}).names:
             session.rely(*key)
+
+
+def check_apart(zoo: Path, source: Path) -> None:
+    """Raise UsageError where a zoo lies, or would, in the folder that is to be taken in."""
+    if source.is_dir() and zoo.resolve().is_relative_to(source.resolve()):
+        raise UsageError(
+            f"the zoo {zoo} lies in {source}, and would be taken in as a part of the checkpoint",
+            hint="keep it elsewhere, with --zoo PATH or BLOCKZOO_ZOO",
+        )
 
 
 def _locate(source: str | Path) -> Path:

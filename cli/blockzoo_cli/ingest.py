@@ -66,6 +66,8 @@ def command(
     file of weights, or a Hub id such as org/name. Full models go first, then adapters. The zoo
     is made where there is none.
     """
+    from blockzoo.zoo import check_apart
+
     if name and len(sources) > 1:
         raise UsageError("--name goes with one source only", hint="ingest them one by one")
     ordered = sorted(map(_known, sources), key=_is_adapter)
@@ -75,6 +77,8 @@ def command(
             f"several sources would be called {', '.join(twice)}",
             hint="ingest them one by one, each with --name",
         )
+    for source in ordered:
+        check_apart(app.path, Path(source))  # before a new zoo is made there
     zoo = app.zoo(create=True)
     done: list[Ingested] = []
     failed: list[Failure] = []
