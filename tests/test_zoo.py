@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from blockzoo import Zoo
 from blockzoo.errors import (
     BaseMissingError,
     DamagedError,
+    LockedError,
     NotFoundError,
     NoZooError,
     SourceError,
@@ -21,7 +24,8 @@ from blockzoo.errors import (
     ZooVersionError,
 )
 from blockzoo.store import sealed
-from tests.zoos import checkpoint, hashes, write_safetensors
+from blockzoo.store.refs import Refs
+from tests.zoos import checkpoint, hashes, run, write_safetensors
 
 torch = pytest.importorskip("torch")
 
@@ -346,3 +350,99 @@ def test_memory_stays_far_below_the_models_size(zoo: Zoo, tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert hashes(tmp_path / "out") == hashes(source)
+
+
+def test_file_names_with_colons_come_out_again(zoo: Zoo, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    (folder / "train 12:30.log").write_text("loss 3.1")
+    zoo.ingest(folder)
+    zoo.export("model", tmp_path / "out")
+    assert hashes(tmp_path / "out") == hashes(folder)
+
+
+def test_a_zoo_is_not_taken_in_with_the_folder_around_it(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    before = hashes(folder)
+    done = run("ingest", folder, "--zoo", folder / "zoo")
+    assert done.returncode == 2
+    assert "--zoo" in done.stderr
+    assert hashes(folder) == before
+    with pytest.raises(UsageError, match="lies in"):
+        Zoo(folder / "zoo").ingest(folder)
+
+
+def test_an_export_that_fails_leaves_no_partial_file(zoo: Zoo, tmp_path: Path) -> None:
+    zoo.ingest(checkpoint(tmp_path / "model"))
+    path = list((zoo.path / "tensors").rglob("*.safetensors"))[-1]
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedError):
+        zoo.export("model", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*partial*"))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_empty_name_is_refused(zoo: Zoo, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a usable model name"):
+        zoo.ingest(checkpoint(tmp_path / "model"), "")
+
+
+def test_attaching_old_tags_leaves_latest_where_it_is(shared: Path, zoo: Zoo) -> None:
+    family = shared / "family"
+    zoo.ingest(family / "code-lora-qv", "bot:v9", detached=True)
+    newest = zoo.ingest(family / "sentiment-lora-all", "bot:v10", detached=True)
+    assert newest.new_bytes
+    assert zoo.ingest(family / "base").attached == ("bot",)
+    assert zoo.resolve("bot") == zoo.resolve("bot:v10") != zoo.resolve("bot:v9")
+    assert not zoo.model("bot:v9").detached
+    assert not zoo.model("bot").detached
+    assert newest.new_bytes in zoo.models()["new_bytes"]
+
+
+def test_a_name_that_moved_meanwhile_is_not_attached(shared: Path, zoo: Zoo) -> None:
+    old = zoo.ingest(shared / "family" / "code-lora-qv", "bot", detached=True).digest
+    new = zoo.ingest(shared / "family" / "small", "bot").digest
+    target = zoo.refs.find("bot")
+    assert not zoo.refs.swap("bot", old, target, "attach")
+    assert zoo.resolve("bot") == new
+    assert zoo.history("bot")["action"] == ["ingest", "ingest"]
+
+
+def test_gc_leaves_what_was_touched_after_it_was_planned(zoo: Zoo, tmp_path: Path) -> None:
+    """Somebody who comes between plan and execution relies on it, and has no name yet."""
+    zoo.ingest(checkpoint(tmp_path / "model"))
+    zoo.remove("model")
+    time.sleep(0.05)
+    plan = zoo.gc(older_than=0)
+    assert plan.objects
+    time.sleep(0.05)
+    for found in plan.objects:
+        os.utime(found.path)
+    time.sleep(0.05)
+    assert plan.execute() == 0
+    assert all(found.path.exists() for found in plan.objects)
+
+
+def test_a_name_is_set_while_its_session_lives(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a collection of the young, which waits for sessions, cannot come in between."""
+    setting, refused = Refs.set, []
+
+    def watched(self: Refs, *arguments: Any) -> None:
+        with pytest.raises(LockedError):
+            zoo.gc(older_than=0)
+        refused.append(True)
+        setting(self, *arguments)
+
+    monkeypatch.setattr(Refs, "set", watched)
+    zoo.ingest(checkpoint(tmp_path / "model"))
+    assert refused
+
+
+def test_linked_folders_are_told_to_be_left_out(zoo: Zoo, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "extra").symlink_to(tmp_path / "elsewhere")
+    (note,) = zoo.ingest(folder).notes
+    assert note.startswith("extra ")

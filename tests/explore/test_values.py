@@ -44,3 +44,8 @@ def test_sizes_have_three_digits_and_the_right_unit(count: int, shown: str) -> N
 )
 def test_a_value_reads_as_one_line(value: object, kind: str, shown: str) -> None:
     assert format_value(value, kind) == shown  # type: ignore[arg-type]
+
+
+def test_names_cannot_steer_a_terminal() -> None:
+    assert format_value("evil\x1b[31mred\x07") == "evil\ufffd[31mred\ufffd"
+    assert format_value("größe – 你好") == "größe – 你好"

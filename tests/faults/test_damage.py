@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blockzoo import Zoo
-from blockzoo.errors import DamagedError
+from blockzoo.errors import DamagedError, NoZooError
 from blockzoo.repair import open_damaged
 from tests.zoos import checkpoint, hashes, run
 
@@ -147,3 +147,50 @@ def test_an_ingest_heals_an_object_of_the_wrong_length(good: Path, tmp_path: Pat
     zoo.ingest(good / "base")
     zoo.ingest(good / "tune")
     assert zoo.verify().ok
+
+
+def test_repair_of_an_old_entry_moves_no_name(good: Path, tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.ingest(good / "base")
+    newest = zoo.ingest(good / "tune", "base").digest
+    entry = next((zoo.path / "refs").glob("base@000001.json"))
+    data = bytearray(entry.read_bytes())
+    data[-3] ^= 1
+    entry.chmod(0o644)
+    entry.write_bytes(data)
+    assert not zoo.verify().ok
+    assert zoo.repair(good / "base").ok
+    assert zoo.resolve("base") == newest
+    assert zoo.history("base")["digest"][-1] == newest
+
+
+def test_repair_of_the_newest_entry_keeps_the_tags_before_it(good: Path, tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    first = zoo.ingest(good / "base", "bot:v1").digest
+    newest = zoo.ingest(good / "tune", "bot").digest
+    entry = next((zoo.path / "refs").glob("bot@000002.json"))
+    entry.write_bytes(entry.read_bytes()[:-1] + b" ")
+    assert zoo.repair(good / "tune").ok
+    assert (zoo.resolve("bot"), zoo.resolve("bot:v1")) == (newest, first)
+
+
+def test_there_is_always_a_zoo_json_while_it_is_repaired(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo_path = tmp_path / "zoo"
+    shutil.copytree(good / "zoo", zoo_path)
+    (zoo_path / "zoo.json").write_bytes(b"{}")
+
+    def die(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("blockzoo.store.durable.flush_file", die)
+        with pytest.raises(KeyboardInterrupt):
+            open_damaged(zoo_path)
+    assert (zoo_path / "zoo.json").exists()
+    assert open_damaged(zoo_path).verify().ok
+    (zoo_path / "zoo.json").write_bytes(b"{}")
+    (zoo_path / "mine.txt").write_text("of another program")
+    with pytest.raises(NoZooError):
+        open_damaged(zoo_path)

@@ -47,6 +47,7 @@ def test_all_real_models_are_served(shared: Path) -> None:
         ({"num_hidden_layers": 2_000_000_000}, "missing"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "'spiral'"),
         ({"layer_types": ["sliding_attention"] * 3}, "layer_types"),
+        ({"layer_types": 5}, "layer_types"),
         ({"pruned_heads": {"1": [0]}}, "pruned_heads"),
         ({"attention_bias": True}, "missing: model.layers.0.self_attn.k_proj.bias"),
     ],
