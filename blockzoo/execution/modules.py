@@ -71,6 +71,11 @@ def causal_lm(
         The kind of attention of each layer, for families that have several.
     layers : int
         How many layers to build.
+
+    Raises
+    ------
+    UnservableError
+        Where transformers cannot build it.
     """
     from transformers import AutoModelForCausalLM
 
@@ -85,8 +90,13 @@ def causal_lm(
     config.output_attentions = False
     config.pad_token_id = None
     config.dtype = None
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # an activation it does not know, heads that do not divide, …
+        raise UnservableError(
+            f"transformers builds no {model_type!r} model of this configuration: {error!r}"
+        ) from error
     model.eval().requires_grad_(False)
     for module in model.modules():
         if any(buffer.is_meta for buffer in module._buffers.values() if buffer is not None):

@@ -50,7 +50,8 @@ def diff(
     -------
     Table
         A row for each tensor of either model. ``state`` is ``identical`` (same digest),
-        ``changed``, ``grown`` (the shared rows are compared), ``reshaped``, ``only in …``.
+        ``changed``, ``grown`` or ``shrunk`` (the shared rows are compared), ``reshaped``,
+        ``only in …``.
         ``distance`` is ‖a−b‖/‖a‖ in the Frobenius norm.
     """
     left, right = tensors_of(*first[1:]), tensors_of(*second[1:])
@@ -98,7 +99,8 @@ def _compare(objects: Objects, a: TensorRef, b: TensorRef) -> dict[str, Any]:
     if a.dtype == b.dtype:
         row["bits_changed"] = found.bits_changed
     if found.rows_added:
-        row |= {"state": "grown", "rows_added": found.rows_added}
+        state = "grown" if found.rows_added > 0 else "shrunk"
+        row |= {"state": state, "rows_added": found.rows_added}
     return row
 
 

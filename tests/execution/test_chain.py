@@ -153,6 +153,19 @@ def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
         RunnableChain(loaded.model, loaded.blocks, {"model_type": "mamba"}, loaded.source)
 
 
+@pytest.mark.parametrize("change", [{"hidden_act": "nope"}, {"rms_norm_eps": "tiny"}])
+def test_a_config_that_transformers_cannot_build_is_refused(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    loaded = Loaded(make("llama", tmp_path))
+    blocks = {
+        digest: replace(block, spec={**block.spec, "config": {**block.spec["config"], **change}})
+        for digest, block in loaded.blocks.items()
+    }
+    with pytest.raises(UnservableError, match="transformers|expected a number"):
+        RunnableChain(loaded.model, blocks, {**loaded.config, **change}, loaded.source)
+
+
 def test_an_adapter_without_its_base_is_refused() -> None:
     model = Model("adapter", "lora", (), (), wants="acme/base")
     with pytest.raises(UnservableError, match="acme/base"):
