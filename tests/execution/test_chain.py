@@ -162,7 +162,7 @@ def test_a_config_that_transformers_cannot_build_is_refused(
         digest: replace(block, spec={**block.spec, "config": {**block.spec["config"], **change}})
         for digest, block in loaded.blocks.items()
     }
-    with pytest.raises(UnservableError, match="transformers|expected a number"):
+    with pytest.raises(UnservableError, match=r"transformers|expected a number"):
         RunnableChain(loaded.model, blocks, {**loaded.config, **change}, loaded.source)
 
 
