@@ -6,6 +6,7 @@ reported as it was.
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from blockzoo.store.session import Session
 if TYPE_CHECKING:
     from blockzoo.zoo import Zoo
 
+_DAMAGED_DIGITS = 8  # of 64, in which a damaged digest may differ and still be known again
 _PASSES = 6  # a restored record may name objects that are missing too: model, base, blocks, tensors
 
 
@@ -89,7 +91,7 @@ def _from_zoo(zoo: Zoo, source: Path, problems: Iterable[Problem]) -> None:
     for problem in problems:
         if problem.folder == "refs" and problem.path:
             twin = other.objects.layout.refs / problem.path.relative_to(zoo.refs.root)
-            if twin.exists():
+            if twin.exists() and _alike(problem.path.read_bytes(), _told(twin.read_bytes())):
                 _replace_ref(zoo, problem.path, twin.read_bytes())
 
 
@@ -134,7 +136,23 @@ def _reset_ref(zoo: Zoo, problem: Problem, model: Model, source: Path) -> None:
     """Let a damaged entry point to the folder's model, if it did so before."""
     assert problem.path is not None
     name, _, number = problem.digest.rpartition("@")
+    damaged = problem.path.read_bytes()
     named_so = name.rpartition("/")[2] == source.name
-    if not named_so and model.digest.encode() not in problem.path.read_bytes():
+    if not _alike(damaged, [model.digest.encode()]) or not (named_so or _told(damaged)):
         return  # this folder is not what the entry pointed to
     zoo.refs.rewrite(name, int(number), tagged(model), "repair", str(source.resolve()))
+
+
+def _told(entry: bytes) -> list[bytes]:
+    """The digests in an entry's file, sound or not."""
+    return re.findall(rb'"digest":"([^"]{64})"', entry)
+
+
+def _alike(damaged: bytes, digests: Iterable[bytes]) -> bool:
+    """Whether a damaged entry may have pointed to one of these models, as far as it still tells."""
+    told, known = _told(damaged), list(digests)
+    return not told or any(
+        sum(a != b for a, b in zip(one, other, strict=True)) <= _DAMAGED_DIGITS
+        for one in told
+        for other in known
+    )

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockzoo.errors import BlockzooError, NotFoundError, SourceError, UsageError
+from blockzoo.errors import BlockzooError, DamagedError, NotFoundError, SourceError, UsageError
 from blockzoo.progress import Progress, silent
 from blockzoo.records import Block, Model
 from blockzoo.store.collect import YOUNG, GcPlan
@@ -180,7 +180,14 @@ class Zoo:
             from blockzoo.similarity.sketches import Sketches
 
             Sketches(self.objects).put(intake.sketches)
-        attached = self._attach(short, model) if model.kind == "model" else ()
+        attached: tuple[str, ...] = ()
+        if model.kind == "model":
+            try:
+                attached = self._attach(short, model)
+            except DamagedError as error:  # of others: this model stands
+                intake.notes.append(
+                    f"adapters that wait for it may not be attached: {error.message}"
+                )
         seconds = time.monotonic() - began
         return Ingested(
             full_name,

@@ -194,3 +194,33 @@ def test_there_is_always_a_zoo_json_while_it_is_repaired(
     (zoo_path / "mine.txt").write_text("of another program")
     with pytest.raises(NoZooError):
         open_damaged(zoo_path)
+
+
+def test_repair_from_a_zoo_that_means_another_model_moves_no_name(
+    good: Path, tmp_path: Path
+) -> None:
+    zoo, other = Zoo(tmp_path / "zoo"), Zoo(tmp_path / "other")
+    zoo.ingest(good / "base", "bot")
+    other.ingest(good / "tune", "bot")
+    entry = next((zoo.path / "refs").glob("bot@*.json"))
+    data = bytearray(entry.read_bytes())
+    data[-4] ^= 1
+    entry.write_bytes(data)
+    assert not zoo.repair(other.path).ok
+    assert entry.read_bytes() == data
+    assert not zoo.repair(good / "tune").ok
+    assert zoo.repair(good / "base").ok
+    assert zoo.resolve("bot") == Zoo(good / "zoo").resolve("base")
+
+
+def test_a_damaged_adapter_does_not_keep_a_base_out(shared: Path, tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.ingest(shared / "family" / "code-lora-qv", "adapter", detached=True)
+    path = zoo.objects.find("models", zoo.resolve("adapter"))
+    assert path
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    done = Zoo(zoo.path).ingest(shared / "family" / "base")
+    assert done.attached == ()
+    assert "damaged" in done.notes[0]
+    assert zoo.resolve("base") == done.digest
