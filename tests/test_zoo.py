@@ -164,6 +164,8 @@ def test_names_have_tags_and_a_history(zoo: Zoo, tmp_path: Path) -> None:
     second = zoo.ingest(two, "acme/bot:v2").digest
     assert zoo.resolve("acme/bot") == second
     assert zoo.resolve("acme/bot:v1") == first == zoo.resolve(first[:10])
+    zoo.tag("acme/bot:v1", "acme/bot:old")
+    assert zoo.resolve("acme/bot") == second, "what is served moves only when told so"
     zoo.tag("acme/bot:v1", "acme/bot")
     assert zoo.resolve("acme/bot") == first
     zoo.remove("acme/bot:v2")
@@ -171,7 +173,14 @@ def test_names_have_tags_and_a_history(zoo: Zoo, tmp_path: Path) -> None:
         zoo.resolve("acme/bot:v2")
     zoo.remove("acme/bot")
     assert zoo.names() == []
-    assert zoo.history("acme/bot")["action"] == ["ingest", "ingest", "tag", "remove", "remove"]
+    assert zoo.history("acme/bot")["action"] == [
+        "ingest",
+        "ingest",
+        "tag",
+        "tag",
+        "remove",
+        "remove",
+    ]
     assert zoo.resolve(second[:10]) == second  # nothing is deleted before gc
     zoo.tag(second, "acme/bot")
     zoo.gc(older_than=0).execute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 from blockzoo.errors import BlockzooError, DamagedError
 from blockzoo.store.layout import OBJECT_FOLDERS
 from blockzoo.store.objects import Object, Objects, restore_trash
-from blockzoo.store.reach import reach, roots
+from blockzoo.store.reach import reach
 from blockzoo.store.refs import Refs, parse_entry
 
 
@@ -97,14 +98,11 @@ def verify(
                 progress(done, total)
 
     problems = _damaged_refs(refs)
-    spoiled = {p.digest.partition("@")[0] for p in problems}
     starts: dict[str, set[str]] = {}
-    if problems:
-        for name in {name for name, _, _ in refs.entries()} - spoiled:
+    for name in {name for name, _, _ in refs.entries()}:
+        with contextlib.suppress(DamagedError):  # told already, as a damaged ref
             for tag, target in refs.get(name).tags.items():
                 starts.setdefault(target.digest, set()).add(f"{name}:{tag}")
-    else:
-        starts = roots(refs)
     reached = reach(store, starts)
     for key in reached.names:
         if key not in damage and store.find(*key) is None:

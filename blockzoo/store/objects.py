@@ -6,6 +6,7 @@ that was killed may have left it (`collect`).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import mmap
@@ -326,9 +327,12 @@ def restore_trash(layout: Layout) -> None:
     for trash in layout.tmp.glob("*/trash"):
         if alive(trash.parent):
             continue
-        for moved in trash.iterdir():
-            folder, _, name = moved.name.partition("~")
-            place = layout.shard(folder, name) / name
-            if not place.exists():
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(moved, place)
+        # another process may be doing the same, or clearing the folder away
+        with contextlib.suppress(FileNotFoundError):
+            for moved in list(trash.iterdir()):
+                folder, _, name = moved.name.partition("~")
+                place = layout.shard(folder, name) / name
+                if not place.exists():
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.replace(moved, place)

@@ -175,10 +175,11 @@ class Refs:
     def set(
         self, name: str, tag: str | None, target: Tagged, action: str, source: str = ""
     ) -> None:
-        """Point a tag at a model; ``latest`` moves along with whatever tag is set."""
+        """Point a tag at a model; ``latest`` moves along when a model comes in under a tag."""
 
         def change(ref: Ref) -> tuple[dict[str, Tagged], Event]:
-            tags = {**ref.tags, LATEST: target, (tag or LATEST): target}
+            latest = target if action == "ingest" else ref.tags.get(LATEST, target)
+            tags = {**ref.tags, LATEST: latest, (tag or LATEST): target}
             return tags, Event(action, tag or LATEST, target.digest, target.time, source)
 
         self._append(name, change)

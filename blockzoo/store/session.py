@@ -25,12 +25,13 @@ from blockzoo.errors import DamagedError, LockedError, SourceError
 from blockzoo.records import Block, Model
 from blockzoo.store import durable
 from blockzoo.store.layout import Layout
-from blockzoo.store.objects import LARGEST_COMPRESSED, SUFFIXES, Objects
+from blockzoo.store.objects import LARGEST_COMPRESSED, SUFFIXES, Objects, map_file
 from blockzoo.tensors import TensorInfo, bytes_digest, tensor_digest, tensor_hasher
 
 _CHUNK = 1 << 20  # bytes copied at a time: they stay in the cache while hashed and written
 _FLUSH_AT_ONCE = 4 << 20  # bytes; smaller files are flushed together at the end
 _COMPRESS_FROM = 1 << 10  # bytes
+_PROBED = 10.0  # seconds that somebody who asks whether a session is alive may hold its lock
 _FLUSHES_AT_ONCE = 8  # a journal takes several in one go
 _INLINE = 192  # bytes; below this a literal costs less in the recipe than as an object
 
@@ -61,7 +62,7 @@ class Session:
     def __enter__(self) -> Session:
         self.folder.mkdir(parents=True)
         self._lock = FileLock(self.folder / "lock")
-        self._lock.acquire(timeout=0)
+        self._lock.acquire(timeout=_PROBED)
         return self
 
     def __exit__(
@@ -121,17 +122,20 @@ class Session:
 
     def file(self, data: memoryview) -> str:
         """Keep some bytes as a file object, compressed where that helps; returns the digest."""
+        small = len(data) <= LARGEST_COMPRESSED
+        if small:
+            data = memoryview(bytes(data))  # what is hashed is what is written
         digest = bytes_digest(data)
         if self._has("files", digest):
             return digest
-        staged, suffix = self._stage(), ""
-        if _COMPRESS_FROM <= len(data) <= LARGEST_COMPRESSED:
+        suffix = ""
+        if small and len(data) >= _COMPRESS_FROM:
             packed = zstd.encode(data)
             if len(packed) < len(data) * 0.9:
                 data, suffix = memoryview(packed), zstd.SUFFIX
-        with open(staged, "wb", buffering=0) as file:
-            for start in range(0, len(data), _CHUNK):
-                _write(file.fileno(), data[start : start + _CHUNK])
+        staged = self.stage(*(data[i : i + _CHUNK] for i in range(0, len(data), _CHUNK)))
+        if not small and bytes_digest(map_file(staged)) != digest:
+            raise SourceError("the file was changed while it was being read", hint="run it again")
         self._place("files", digest, suffix, staged, len(data))
         return digest
 
@@ -183,7 +187,7 @@ class Session:
                 for suffix in SUFFIXES[folder]:
                     if (other := place.with_name(digest + suffix)) != place:
                         other.unlink(missing_ok=True)  # the damaged one, kept in another kind
-            if not all(self.objects.find(*key) for key in self._used):
+            if not all(self._touch(*key) for key in self._used):
                 return False
             # also of objects found in place: whoever wrote them may not have come this far
             folders = {self.layout.shard(*key) for key in self._used}
@@ -220,6 +224,18 @@ class Session:
             return False
         except (FileNotFoundError, PermissionError):
             return False  # collected just now, or another user's to touch: write our own
+
+    def _touch(self, folder: str, digest: str) -> bool:
+        """Make an object young again: a long ingest may have used it long ago."""
+        path = self.objects.find(folder, digest)
+        try:
+            if path is not None:
+                os.utime(path)
+        except PermissionError:
+            return True  # another user's; it stood a moment ago
+        except FileNotFoundError:
+            return False
+        return path is not None
 
     def _stage(self) -> Path:
         return self.folder / uuid.uuid4().hex
@@ -262,6 +278,8 @@ def alive(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except FileNotFoundError:
+        return False  # it has just ended
 
 
 class NameLock:

@@ -120,3 +120,19 @@ def test_a_collection_that_would_take_what_is_being_written_is_refused(tmp_path:
         with pytest.raises(LockedError):
             zoo.gc(older_than=0)
         assert not zoo.gc().objects
+
+
+def test_a_long_ingest_keeps_what_it_used_at_its_start(sources: Path, tmp_path: Path) -> None:
+    """More than an hour may lie between the first tensor and the commit."""
+    from blockzoo.store.session import Session
+
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.ingest(sources / "model0")
+    model = zoo.model("model0")
+    zoo.remove("model0")
+    with Session(zoo.objects) as session:
+        zoo._rely_on(session, model)
+        for path in zoo.path.rglob("*.*"):
+            os.utime(path, (1, 1))  # … which is long ago by now
+        assert session.commit()
+        assert not zoo.gc().objects
