@@ -1,0 +1,1 @@
+"""The KV cache: pages of keys and values, found again by content."""
