@@ -7,9 +7,9 @@ can be run again: files that are there and right are left, unfinished ones are r
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
 from blockzoo.errors import DamagedError, UsageError
@@ -20,7 +20,7 @@ from blockzoo.store.objects import Objects
 
 _PARTIAL = ".blockzoo-partial"
 _CHUNK = 8 << 20  # bytes
-_AHEAD = os.cpu_count() or 1  # tensors
+_THREADS = min(8, (os.cpu_count() or 1) + 1)  # one more than cores: some wait for the disk
 
 
 def export(
@@ -69,10 +69,8 @@ def export(
             folders |= {path.parent}
             partial = path.with_name(path.name + _PARTIAL)
             try:
-                with open(partial, "wb", buffering=0) as file:
-                    for data in _contents(objects, recipe):
-                        _write(file.fileno(), data)
-                        progress(what, done := done + len(data), total, 0)
+                for size in _write(objects, recipe, partial):
+                    progress(what, done := done + size, total, 0)
                 if recipe.executable:
                     partial.chmod(partial.stat().st_mode | 0o111)
                 durable.flush_file(partial)
@@ -99,24 +97,45 @@ def content(objects: Objects, part: Part) -> memoryview:
     if part.source == "bytes":
         return memoryview(part.literal)
     data = objects.tensor(part.digest)[1] if part.source == "tensor" else objects.file(part.digest)
-    if len(data) != part.size:
-        raise DamagedError(f"{part.source} {part.digest[:12]} is not of the size the recipe says")
+    _check_size(part, len(data))
     return data
 
 
-def _contents(objects: Objects, recipe: Recipe) -> Iterator[memoryview]:
-    """A recipe's parts in order, the next few read, decoded and checked meanwhile."""
-    with ThreadPoolExecutor(_AHEAD) as pool:
-        ahead: deque[Future[memoryview]] = deque()
+def _check_size(part: Part, size: int) -> None:
+    if size != part.size:
+        raise DamagedError(f"{part.source} {part.digest[:12]} is not of the size the recipe says")
+
+
+def _write(objects: Objects, recipe: Recipe, path: Path) -> Iterator[int]:
+    """Write a recipe's file, several parts at once, each where it belongs; tells their sizes."""
+    with open(path, "wb") as file:
+        file.truncate(recipe.size)
+
+    def write(start: int, part: Part) -> int:
+        with open(path, "r+b", buffering=0) as file:
+            file.seek(start)
+            for piece in _pieces(objects, part):
+                while piece:
+                    piece = piece[os.write(file.fileno(), piece) :]
+        return part.size
+
+    starts = accumulate((part.size for part in recipe.parts), initial=0)
+    with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            for part in recipe.parts:
-                ahead.append(pool.submit(content, objects, part))
-                if len(ahead) > _AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
+            yield from pool.map(write, starts, recipe.parts)
+        except BaseException:
             pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _pieces(objects: Objects, part: Part) -> Iterator[memoryview]:
+    """A part's bytes; those of a packed tensor as they are decoded, and checked at the end."""
+    if part.source != "tensor":
+        yield content(objects, part)
+        return
+    info, pieces = objects.stream(part.digest)
+    _check_size(part, info.nbytes)
+    yield from pieces
 
 
 def safe_path(path: str) -> PurePosixPath:
@@ -153,10 +172,3 @@ def _same(objects: Objects, recipe: Recipe, path: Path) -> bool:
                 if file.read(len(chunk)) != chunk:
                     return False
     return True
-
-
-def _write(fd: int, data: memoryview) -> None:
-    for start in range(0, len(data), _CHUNK):
-        chunk = data[start : start + _CHUNK]
-        while chunk:
-            chunk = chunk[os.write(fd, chunk) :]

@@ -5,13 +5,14 @@ What the packed kinds have in common; they differ in which words are shared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from blockzoo.codecs import kept, plane_chunks, residuals
 from blockzoo.codecs.grouping import Grouping
+from blockzoo.codecs.scratch import scratch
 from blockzoo.codecs.words import Words, comparable, convert, count_words, layout, words
 from blockzoo.errors import DamagedError, UsageError
 from blockzoo.tensors import DTYPE_BITS, TensorInfo
@@ -77,6 +78,26 @@ def decode(
     places = packed.ranges()
     _each(fill, range(len(places)), threads)
     return packed.info, memoryview(out.view(np.uint8)).toreadonly()  # type: ignore[arg-type]
+
+
+def stream(
+    packed: kept.Packed,
+    file: memoryview,
+    reference: tuple[TensorInfo, memoryview] | None,
+    grouping: Grouping | None,
+) -> Iterator[memoryview]:
+    """Decode chunk after chunk into the thread's scratch memory; each holds until the next.
+
+    Raises
+    ------
+    DamagedError
+    """
+    check(packed, reference)
+    kind = layout(packed.info.dtype)
+    for number, (start, stop) in enumerate(packed.ranges()):
+        out = scratch("chunk", stop - start, kind.dtype)
+        _decode_chunk(packed, file, reference, number, out, start, grouping)
+        yield memoryview(out.view(np.uint8))  # type: ignore[arg-type]
 
 
 def decode_range(

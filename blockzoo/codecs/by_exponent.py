@@ -15,51 +15,58 @@ from numpy.typing import NDArray
 
 from blockzoo.codecs import runs, streams
 from blockzoo.codecs.grouping import Groups
+from blockzoo.codecs.scratch import scratch
 from blockzoo.codecs.words import Words
 from blockzoo.errors import DamagedError
 
 _MARK = 128  # the byte that stands for a value kept itself
+_SIGN = np.uint16(0x8000)
 _VALUE = 10.3  # bits that one takes, about
 _TABLE = 12.0, 0.5  # bytes that a code table takes, and for each symbol more
+_SAMPLE = 2048  # words that tell enough of a group to find where tables part
+_RARE = 256  # words; fewer join the group before them unasked
 
-Counts = NDArray[np.int64]
+Counts = NDArray[np.float64]
 
 
-def encode(moved: Words, values: Words, found: Groups) -> bytes:
+def encode(moved: Words, values: Words, predicted: Words, found: Groups) -> bytes:
     """Code a chunk.
 
     Parameters
     ----------
     moved : (n,) uint16
-        Ordered differences from the reference, sorted by its exponent; they wrap.
-    values : (n,) uint16
-        The values, their sign bit set where it is not the reference's, sorted likewise.
+        Ordered differences from the reference; they wrap. Overwritten.
+    values, predicted : (n,) uint16
     found : Groups
-        Where each exponent's words end.
     """
-    symbols = moved.astype(np.uint8)
-    symbols[symbols.view(np.int8).astype(np.int16).view(np.uint16) != moved] = _MARK
-    cuts = _cuts(symbols, found)
-    tail = found.ends[cuts[-1]]
-    symbols[tail:] = _MARK
-    rest = _turn_left(values[symbols == _MARK])
+    count = len(moved)
+    order = found.index()
+    symbols = in_a_byte(moved)
+    grouped = scratch("grouped", count, np.uint8)
+    np.take(symbols, order, out=grouped, mode="wrap")  # the one mode that takes no copy of `out`
+    cuts = _cuts(grouped, found)
+    grouped[found.ends[cuts[-1]] :] = _MARK
+    places = order[np.flatnonzero(grouped == _MARK)]
+    rest = _turn_left(values[places] ^ (predicted[places] & _SIGN))
     packed, begin = [], 0
     for cut in cuts:
         end = found.ends[cut]
-        packed.append(streams.pack(symbols[begin:end]))
+        packed.append(streams.pack(grouped[begin:end]))
         begin = end
     packed.append(streams.pack(rest.astype(np.uint8)))
     packed.append(streams.pack((rest >> 8).astype(np.uint8)))
     return bytes([len(cuts), *cuts]) + runs.join(packed)
 
 
-def decode(coded: memoryview, found: Groups) -> tuple[Words, NDArray[np.intp], Words]:
+def decode(
+    coded: memoryview, predicted: Words, found: Groups
+) -> tuple[Words, NDArray[np.intp], Words]:
     """Undo `encode`.
 
     Returns
     -------
     moved : (n,) uint16
-        Without meaning at `places`.
+        Without meaning at `places`; scratch memory.
     places : (m,) intp
     values : (m,) uint16
         Those kept themselves, and where they stand.
@@ -73,21 +80,34 @@ def decode(coded: memoryview, found: Groups) -> tuple[Words, NDArray[np.intp], W
         raise DamagedError("a chunk's groups are out of order")
     parts = runs.split(coded[1 + len(cuts) :], len(cuts) + 2)
     count, begin = found.ends[-1], 0
-    symbols = np.empty(count, np.uint8)
+    grouped = scratch("grouped", count, np.uint8)
     for cut, part in zip(cuts, parts, strict=False):
         end = found.ends[cut]
         plane = streams.unpack(*part, end - begin)
-        symbols[begin:end] = 0 if plane is None else plane
+        grouped[begin:end] = 0 if plane is None else plane
         begin = end
-    symbols[begin:] = _MARK
-    places = np.flatnonzero(symbols == _MARK)
+    grouped[begin:] = _MARK
+    order = found.index()
+    places = order[np.flatnonzero(grouped == _MARK)]
     values = np.zeros(len(places), np.uint16)
     for shift, part in zip((0, 8), parts[len(cuts) :], strict=True):
         plane = streams.unpack(*part, len(places))
         if plane is not None:
             values |= plane.astype(np.uint16) << shift
-    moved = symbols.view(np.int8).astype(np.int16).view(np.uint16)
-    return moved, places, _turn_right(values)
+    symbols, moved = scratch("symbols", count, np.int8), scratch("moved", count, np.uint16)
+    symbols.view(np.uint8)[order] = grouped
+    moved.view(np.int16)[:] = symbols
+    return moved, places, _turn_right(values) ^ (predicted[places] & _SIGN)
+
+
+def in_a_byte(moved: Words) -> NDArray[np.uint8]:
+    """Differences of -127 to 127 as signed bytes, all others marked; scratch memory."""
+    symbols = scratch("symbols", len(moved), np.uint8)
+    moved += 127
+    np.minimum(moved, 255, out=moved)
+    symbols[:] = moved
+    symbols -= 127  # 255 becomes the mark
+    return symbols
 
 
 def _turn_left(values: Words) -> Words:
@@ -99,19 +119,21 @@ def _turn_right(values: Words) -> Words:
     return np.asarray((values >> 1) | (values << 15))
 
 
-def _cuts(symbols: NDArray[np.uint8], found: Groups) -> list[int]:
+def _cuts(grouped: NDArray[np.uint8], found: Groups) -> list[int]:
     """The exponents after which a new table begins, counted from the largest; values follow
     after the last.
     """
     cuts: list[int] = []
-    begin, current, cost = 0, np.zeros(256, np.int64), 0.0
+    begin, current, cost = 0, np.zeros(256), 0.0
     for group, end in enumerate(found.ends):
-        if end == begin:
+        if end == begin or (cuts and end - begin < _RARE and end < len(grouped)):
             continue
-        counts = np.bincount(symbols[begin:end], minlength=256)
+        step = -(-(end - begin) // _SAMPLE)
+        counts = np.bincount(grouped[begin:end:step], minlength=256).astype(np.float64)
+        counts *= (end - begin) / counts.sum()
         alone, joined = _cost(counts), _cost(current + counts)
         values = (end - begin) * _VALUE / 8
-        if min(alone, joined - cost) > values and cuts and 2 * end > found.ends[-1]:
+        if min(alone, joined - cost) > values and cuts and 2 * end > len(grouped):
             break
         if not cuts or alone + cost < joined:
             cuts.append(group)
@@ -125,6 +147,7 @@ def _cuts(symbols: NDArray[np.uint8], found: Groups) -> list[int]:
 
 def _cost(counts: Counts) -> float:
     """Bytes that words with these counts of symbols take, a table and marked values included."""
-    some = counts[counts > 0]
-    bits = float(some @ (np.log2(some.sum()) - np.log2(some))) + float(counts[_MARK]) * _VALUE
-    return bits / 8 + _TABLE[0] + _TABLE[1] * len(some)
+    total = float(counts.sum())
+    bits = total * float(np.log2(total)) - float(counts @ np.log2(np.maximum(counts, 1)))
+    bits += float(counts[_MARK]) * _VALUE
+    return bits / 8 + _TABLE[0] + _TABLE[1] * int(np.count_nonzero(counts))

@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blockzoo.codecs.scratch import scratch
 from blockzoo.codecs.words import Layout, Words
 
 _SMALLEST = 2048  # words; fewer are left as they stand
@@ -26,14 +28,24 @@ class Groups:
 
     Parameters
     ----------
-    order : (n,) uint32 or None
+    order : (n,) uint32 or intp, or None
         The chunk's words, group by group; None where they stand so already.
     ends : tuple of int
         Where each exponent's words end in that order, from the largest exponent on.
     """
 
-    order: NDArray[np.uint32] | None
+    order: NDArray[np.uint32] | NDArray[np.intp] | None
     ends: tuple[int, ...]
+
+    def index(self) -> NDArray[np.intp]:
+        """The order as NumPy takes places; scratch memory."""
+        if self.order is None:
+            return np.arange(self.ends[-1])
+        if self.order.dtype == np.intp:
+            return self.order  # type: ignore[return-value]
+        index = scratch("index", len(self.order), np.intp)
+        index[:] = self.order
+        return index
 
     def merged(self) -> tuple[int, ...]:
         """Where groups end that are large enough for code tables of their own.
@@ -79,18 +91,33 @@ class Grouping:
         return made
 
 
-def groups(kind: Layout, predicted: Words) -> Groups:
-    """Group a chunk's words by exponent, the largest first; few words stay as they stand."""
+def groups(kind: Layout, predicted: Words, *, lasting: bool = True) -> Groups:
+    """Group a chunk's words by exponent, the largest first; few words stay as they stand.
+
+    Unless it is to be `lasting`, the order lies in the thread's scratch memory.
+    """
     count = len(predicted)
     if not kind.bits or count < _SMALLEST:
         return Groups(None, (count,))
     # the position below the exponent: sorting such keys takes no index array, and is vectorised
     shift = (count - 1).bit_length()
-    keys = ((~predicted >> kind.shift) & ((1 << kind.bits) - 1)).astype(np.uint32)
+    exponents = scratch("exponents", count, kind.dtype)
+    np.invert(predicted, out=exponents)
+    exponents >>= kind.shift
+    exponents &= (1 << kind.bits) - 1
+    keys = scratch("keys", count, np.uint32)
+    keys[:] = exponents
     keys <<= shift
-    keys |= np.arange(count, dtype=np.uint32)
+    keys |= _positions(shift)[:count]
     keys.sort()
     bounds = np.arange(1, 1 << kind.bits, dtype=np.uint32) << shift
     ends = (*np.searchsorted(keys, bounds).tolist(), count)
-    keys &= (1 << shift) - 1
-    return Groups(keys, ends)
+    mask = np.uint32((1 << shift) - 1)
+    if lasting:
+        return Groups(keys & mask, ends)
+    return Groups(np.bitwise_and(keys, mask, out=scratch("index", count, np.intp)), ends)
+
+
+@lru_cache(maxsize=2)
+def _positions(bits: int) -> NDArray[np.uint32]:
+    return np.arange(1 << bits, dtype=np.uint32)

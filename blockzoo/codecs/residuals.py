@@ -13,6 +13,7 @@ import numpy as np
 
 from blockzoo.codecs import by_exponent, runs, streams
 from blockzoo.codecs.grouping import Grouping, Groups, groups
+from blockzoo.codecs.scratch import scratch
 from blockzoo.codecs.words import (
     Layout,
     Words,
@@ -43,12 +44,10 @@ def encode_chunk(
         form, found = _GROUPED, _groups(kind, predicted, start, grouping)
     moved = difference(kind, values, predicted)
     if bf16 and found.order is not None:
-        order = found.order.astype(np.intp)
-        signs = (values ^ (predicted & 0x8000))[order]
-        return bytes([_BY_EXPONENT]) + by_exponent.encode(moved[order], signs, found)
+        return bytes([_BY_EXPONENT]) + by_exponent.encode(moved, values, predicted, found)
     small_in_low_byte(kind, moved)
     if found.order is not None:
-        moved = moved[found.order.astype(np.intp)]
+        moved = moved[found.index()]
     packed, begin = [], 0
     for end in found.merged():
         for place in range(kind.size):
@@ -89,7 +88,7 @@ def decode_chunk(
 def _groups(kind: Layout, predicted: Words, start: int, grouping: Grouping | None) -> Groups:
     if grouping is not None:
         return grouping.chunk(kind, start, predicted)
-    return groups(kind, predicted)
+    return groups(kind, predicted, lasting=False)
 
 
 def _decode_by_exponent(
@@ -97,19 +96,15 @@ def _decode_by_exponent(
 ) -> None:
     if found.order is None:
         raise DamagedError("a chunk is grouped that is too short to be")
-    grouped, places, values = by_exponent.decode(coded, found)
-    order = found.order.astype(np.intp)
-    moved = np.empty_like(grouped)
-    moved[order] = grouped
+    moved, places, values = by_exponent.decode(coded, predicted, found)
     restore(kind, moved, predicted, out)
-    places = order[places]
-    out[places] = values ^ (predicted[places] & 0x8000)
+    out[places] = values
 
 
 def _decode_planes(
     kind: Layout, coded: memoryview, predicted: Words, out: Words, found: Groups
 ) -> None:
-    moved, ends = np.empty(found.ends[-1], kind.dtype), found.merged()
+    moved, ends = scratch("moved", found.ends[-1], kind.dtype), found.merged()
     parts = iter(runs.split(coded, len(ends) * kind.size))
     begin = 0
     for end in ends:
@@ -122,21 +117,19 @@ def _decode_planes(
                 part.fill(0)
         begin = end
     if found.order is not None:
-        grouped, moved = moved, np.empty_like(moved)
-        moved[found.order.astype(np.intp)] = grouped
+        grouped, moved = moved, scratch("placed", len(moved), kind.dtype)
+        moved[found.index()] = grouped
     undo_small_in_low_byte(kind, moved)
     restore(kind, moved, predicted, out)
 
 
 def _encode_escaped(values: Words, predicted: Words) -> bytes | None:
-    moved = values - predicted
-    symbols = moved.astype(np.uint8)
-    large = symbols.view(np.int8).astype(np.int16).view(np.uint16) != moved
-    large |= symbols == _MARK
-    symbols[large] = _MARK
-    rest = moved[large]
-    if len(rest) > len(values) * _LARGEST_SHARE:
+    moved = np.subtract(values, predicted, out=scratch("moved", len(values), np.uint16))
+    symbols = by_exponent.in_a_byte(moved)
+    places = np.flatnonzero(symbols == _MARK)
+    if len(places) > len(values) * _LARGEST_SHARE:
         return None
+    rest = values[places] - predicted[places]
     planes = symbols, rest.astype(np.uint8), (rest >> 8).astype(np.uint8)
     return runs.join([streams.pack(plane) for plane in planes])
 
@@ -147,7 +140,9 @@ def _decode_escaped(coded: memoryview, predicted: Words, out: Words) -> None:
     if symbols is None:
         out[:] = predicted
         return
-    np.add(predicted, symbols.view(np.int8).astype(np.int16).view(np.uint16), out=out)
+    moved = scratch("moved", len(out), np.uint16)
+    moved.view(np.int16)[:] = symbols.view(np.int8)
+    np.add(predicted, moved, out=out)
     places = np.flatnonzero(symbols == _MARK)
     low, high = (streams.unpack(entry, run, len(places)) for entry, run in others)
     rest = predicted[places]

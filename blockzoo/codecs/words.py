@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from blockzoo.codecs.scratch import scratch
 from blockzoo.tensors import DTYPE_BITS, TensorInfo
 
 Words = NDArray[Any]  # uint8, uint16, uint32 or uint64
@@ -132,19 +133,19 @@ def _narrow(values: Words, target: str) -> Words:
 
 
 def difference(kind: Layout, values: Words, predicted: Words) -> Words:
-    """The difference of two arrays of words in the order of their values, as a new array.
+    """The difference of two arrays of words in the order of their values, in scratch memory.
 
     Floats are ordered by folding the sign, so that −0 and the smallest positive value are
     neighbours; the difference wraps.
     """
-    result = _fold(kind, values)
-    result -= _fold(kind, predicted)
+    result = _fold(kind, values, scratch("moved", len(values), kind.dtype))
+    result -= _fold(kind, predicted, scratch("folded", len(values), kind.dtype))
     return result
 
 
 def restore(kind: Layout, moved: Words, predicted: Words, out: Words) -> None:
     """Undo `difference`; `moved` is overwritten."""
-    moved += _fold(kind, predicted)
+    moved += _fold(kind, predicted, scratch("folded", len(moved), kind.dtype))
     _fold(kind, moved, out)
 
 
@@ -175,10 +176,12 @@ def put_bytes(out: Words, place: int, values: NDArray[np.uint8]) -> None:
         out |= wide
 
 
-def _fold(kind: Layout, values: Words, out: Words | None = None) -> Words:
-    """Negative floats' order turned round; its own inverse. Always a new array or `out`."""
+def _fold(kind: Layout, values: Words, out: Words) -> Words:
+    """Negative floats' order turned round, into `out`; its own inverse."""
     if not kind.bits:
         return np.asarray(np.add(values, 0, out=out, dtype=kind.dtype))
-    mask = (values.view(kind.signed) >> (8 * kind.size - 1)).view(kind.dtype)
-    mask >>= 1
-    return np.asarray(np.bitwise_xor(values, mask, out=mask if out is None else out))
+    mask = scratch("mask", len(values), kind.signed)
+    np.right_shift(values.view(kind.signed), 8 * kind.size - 1, out=mask)
+    words = mask.view(kind.dtype)
+    words >>= 1
+    return np.asarray(np.bitwise_xor(values, words, out=out))

@@ -14,7 +14,8 @@ from pathlib import Path
 from blockzoo.codecs import PACKED, raw
 from blockzoo.errors import DamagedError
 from blockzoo.store import durable
-from blockzoo.store.objects import Objects, map_file
+from blockzoo.store.mapping import map_file
+from blockzoo.store.objects import Objects
 from blockzoo.store.session import Session
 
 

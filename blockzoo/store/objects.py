@@ -7,9 +7,7 @@ that was killed may have left it (`collect`).
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import mmap
 import os
 import re
 import threading
@@ -21,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from blockzoo.codecs import PACKED, raw, zstd
-from blockzoo.errors import BlockzooError, DamagedError
+from blockzoo.errors import DamagedError
 from blockzoo.records import Block, Model
 from blockzoo.store.layout import Layout
-from blockzoo.tensors import TensorInfo, bytes_digest, tensor_digest
+from blockzoo.store.mapping import map_file
+from blockzoo.tensors import TensorInfo, bytes_digest, tensor_digest, tensor_hasher
 
 if TYPE_CHECKING:
     from blockzoo.codecs.grouping import Grouping
@@ -43,6 +42,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEPT_REFERENCES = 128 << 20  # bytes of references, packed themselves, that stay decoded
 _KEPT_GROUPINGS = 4
+_PIECE = 1 << 20  # bytes of a raw tensor
 LARGEST_COMPRESSED = 64 << 20  # bytes; larger files are kept as they are
 
 
@@ -67,6 +67,7 @@ class Objects:
         self.layout = layout
         self._checked: set[tuple[str, str]] = set()
         self._references: OrderedDict[str, tuple[TensorInfo, memoryview]] = OrderedDict()
+        self._kept = 0  # bytes of those
         self._groupings: OrderedDict[str, Grouping] = OrderedDict()
         self._guard = threading.Lock()
 
@@ -101,6 +102,28 @@ class Objects:
         """
         return self._checked_read("tensors", digest, self._decode_tensor, _check_tensor)
 
+    def stream(self, digest: str) -> tuple[TensorInfo, Iterator[memoryview]]:
+        """A tensor's dtype and shape, and its bytes piece after piece, none of which is kept.
+
+        A piece holds until the next is asked for, and one thread must ask for them all.
+
+        Raises
+        ------
+        DamagedError
+            As `tensor`; but where the bytes are not what the digest says, only after the last
+            piece. Until then nothing that came may be relied on.
+        """
+        path = self.find("tensors", digest)
+        if path is not None and path.suffix in PACKED:
+            try:
+                file = map_file(path)
+            except FileNotFoundError:
+                pass  # it has just been unpacked, and now stands in the other kind
+            else:
+                return self._stream_packed(digest, file)
+        info, data = self.tensor(digest)
+        return info, (data[i : i + _PIECE] for i in range(0, len(data), _PIECE))
+
     def reference(self, digest: str) -> tuple[TensorInfo, memoryview]:
         """A tensor that others are kept as differences from; it stands on its own.
 
@@ -121,9 +144,12 @@ class Objects:
                 return known
         found = self.tensor(digest)
         with self._guard:
-            self._references[digest] = found
-            while sum(len(data) for _, data in self._references.values()) > _KEPT_REFERENCES:
-                self._references.popitem(last=False)
+            if digest not in self._references:
+                self._references[digest] = found
+                self._kept += len(found[1])
+            while self._kept > _KEPT_REFERENCES:
+                _, (_, old) = self._references.popitem(last=False)
+                self._kept -= len(old)
         return found
 
     def grouping(self, reference: str) -> Grouping:
@@ -181,15 +207,41 @@ class Objects:
         ------
         DamagedError
         """
-        from blockzoo.codecs.kept import check_seal
+        from blockzoo.codecs.kept import check_seal, describe
 
         try:
             check_seal(file)
-            sound = _check_tensor(digest, self._unpack(file))
+            packed = describe(file)
+            reference = self.reference(packed.reference) if packed.reference else None
+            grouping = self.grouping(packed.reference) if packed.reference else None
+            check_decoded(digest, file, reference, grouping)
         except DamagedError as error:
             raise damaged(self.layout, "tensors", digest, error.message) from error
-        if not sound:
-            raise damaged(self.layout, "tensors", digest, "it decodes to other bytes")
+
+    def _stream_packed(
+        self, digest: str, file: memoryview
+    ) -> tuple[TensorInfo, Iterator[memoryview]]:
+        from blockzoo.codecs.kept import describe
+
+        try:
+            packed = describe(file)
+            reference = self.reference(packed.reference) if packed.reference else None
+            pieces = PACKED[packed.kind].stream(file, reference)
+        except DamagedError as error:
+            raise damaged(self.layout, "tensors", digest, error.message) from error
+
+        def checked() -> Iterator[memoryview]:
+            hasher = tensor_hasher(packed.info, threads=1)
+            try:
+                for piece in pieces:
+                    hasher.update(piece)
+                    yield piece
+            except DamagedError as error:
+                raise damaged(self.layout, "tensors", digest, error.message) from error
+            if hasher.hexdigest() != digest:
+                raise damaged(self.layout, "tensors", digest, "its bytes were changed")
+
+        return packed.info, checked()
 
     def _decode_tensor(self, path: Path, file: memoryview) -> tuple[TensorInfo, memoryview]:
         return self._unpack(file) if path.suffix in PACKED else raw.read(file)
@@ -258,6 +310,28 @@ class Objects:
         return None
 
 
+def check_decoded(
+    digest: str,
+    file: memoryview,
+    reference: tuple[TensorInfo, memoryview] | None,
+    grouping: Grouping | None,
+) -> None:
+    """Hold what a packed tensor's file decodes to, to the tensor's digest; nothing is kept.
+
+    Raises
+    ------
+    DamagedError
+    """
+    from blockzoo.codecs.kept import describe
+
+    packed = describe(file)
+    hasher = tensor_hasher(packed.info, threads=1)
+    for piece in PACKED[packed.kind].stream(file, reference, grouping):
+        hasher.update(piece)
+    if hasher.hexdigest() != digest:
+        raise DamagedError("it decodes to other bytes")
+
+
 def damaged(layout: Layout, folder: str, digest: str, why: str) -> DamagedError:
     """The error for an object that cannot be read."""
     return DamagedError(
@@ -265,38 +339,6 @@ def damaged(layout: Layout, folder: str, digest: str, why: str) -> DamagedError:
         hint="`blockzoo verify` tells what depends on it; "
         "`blockzoo repair SOURCE` restores it from another zoo or the original folder",
     )
-
-
-def map_file(path: Path) -> memoryview:
-    """A read-only view of a whole file, mapped; it stays valid when the file is replaced."""
-    try:
-        return _map(path)
-    except OSError as error:
-        if error.errno != errno.EMFILE or not _raise_open_file_limit():
-            raise
-        return _map(path)
-
-
-def _map(path: Path) -> memoryview:
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _raise_open_file_limit() -> bool:
-    """A mapped file keeps a descriptor, and a large model has more tensors than the usual 1,024."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return False
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= hard:
-        raise BlockzooError(
-            f"more than {hard} files are open", hint="raise the limit with `ulimit -n`"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return True
 
 
 def _decode_file(path: Path, file: memoryview) -> memoryview:

@@ -25,7 +25,8 @@ from blockzoo.errors import DamagedError, LockedError, SourceError
 from blockzoo.records import Block, Model
 from blockzoo.store import durable
 from blockzoo.store.layout import Layout
-from blockzoo.store.objects import LARGEST_COMPRESSED, SUFFIXES, Objects, map_file
+from blockzoo.store.mapping import map_file
+from blockzoo.store.objects import LARGEST_COMPRESSED, SUFFIXES, Objects
 from blockzoo.tensors import TensorInfo, bytes_digest, tensor_digest, tensor_hasher
 
 _CHUNK = 1 << 20  # bytes copied at a time: they stay in the cache while hashed and written
