@@ -47,16 +47,23 @@ class Binding:
         The executor's parameter slots.
     parameters : mapping of str to TensorRef or Fused
         What each slot is bound to.
-    attachments : sequence of (nn.Module, Attachment)
-        The leaf and what stands before it; for a leaf named twice, the last one counts.
+    attachments : mapping of str to (nn.Module, Attachment)
+        By leaf name: the leaf and what stands before it.
+
+    Attributes
+    ----------
+    parameters, attachments
+        As given.
     """
 
     def __init__(
         self,
         slots: Mapping[str, tuple[dict[str, Any], str]],
         parameters: Mapping[str, Source],
-        attachments: Iterable[tuple[nn.Module, Attachment]] = (),
+        attachments: Mapping[str, tuple[nn.Module, Attachment]],
     ) -> None:
+        self.parameters = parameters
+        self.attachments = attachments
         self._plain: list[tuple[dict[str, Any], str, TensorRef, Any]] = []
         self._fused: list[tuple[dict[str, Any], str, Fused, Any]] = []
         for name, (owner, key) in slots.items():
@@ -65,7 +72,7 @@ class Binding:
                 self._fused.append((owner, key, bound, owner[key]))
             else:
                 self._plain.append((owner, key, bound, owner[key]))
-        self._attachments = [(leaf.__dict__, attached) for leaf, attached in attachments]
+        self._attachments = [(leaf.__dict__, attached) for leaf, attached in attachments.values()]
 
     @contextmanager
     def bound(self, source: TensorSource) -> Iterator[None]:

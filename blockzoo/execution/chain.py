@@ -71,6 +71,11 @@ class RunnableChain:
         self._recompute_after = _longrope_limit(self._config)
 
     @property
+    def compiled(self) -> Compiled:
+        """Each hop's executor and tensors, for those who run several chains at once."""
+        return self._compiled
+
+    @property
     def max_positions(self) -> int | None:
         """How many tokens fit before a learned position table ends; None where there is none.
 
@@ -181,7 +186,12 @@ class RunnableChain:
                 tensors, batch, past, attention_mask, positions, cache
             )
         with compiled.embedding.bound(tensors):
-            context = compiled.backbone.run(input_ids, attention_mask, positions, cache, prompt)
+            embedded = None
+            if prompt is not None:
+                tokens = compiled.backbone.tokens(input_ids)
+                prompts = prompt.to(tokens.dtype).expand(batch, *prompt.shape)
+                embedded = torch.cat((prompts, tokens), dim=1)
+            context = compiled.backbone.run(input_ids, attention_mask, positions, cache, embedded)
         hidden = context.hidden
         for hop in compiled.hops:
             with hop.binding.bound(tensors):

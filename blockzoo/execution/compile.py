@@ -126,7 +126,7 @@ def _bind(
     attachments: dict[str, tuple[nn.Module, Attachment]] = {}
     for digest in hop.adapters:
         lay_on(blocks[digest], executor.leaves, parameters, attachments)
-    return Binding(executor.slots, parameters, attachments.values())
+    return Binding(executor.slots, parameters, attachments)
 
 
 def _positions(backbone: Backbone, named: Mapping[str, TensorRef]) -> int | None:

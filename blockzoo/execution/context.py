@@ -89,7 +89,7 @@ class Backbone:
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         cache: Any,
-        prompt: torch.Tensor | None = None,
+        embedded: torch.Tensor | None = None,
     ) -> Context:
         """Embed tokens and make what the layers need, the block's tensors being bound.
 
@@ -102,18 +102,17 @@ class Backbone:
         position_ids : torch.Tensor or None
             (B or 1, P + T). None: counted from what the cache holds, as transformers does.
         cache : transformers' Cache or None
-        prompt : torch.Tensor, optional
-            (P, width of the embedding): virtual tokens to put before the others.
+        embedded : torch.Tensor, optional
+            (B, P + T, width of the embedding): what stands for the tokens, such as virtual ones
+            of an adapter and those of `tokens`. None: the tokens are looked up.
         """
         for state, first_state, buffers, first_buffers in self._dynamic:
             # dynamic scaling remembers the longest text it saw, which may be another tenant's
             state.update(first_state)
             buffers.update(first_buffers)
         given: dict[str, Any] = {"input_ids": input_ids}
-        if prompt is not None:
-            tokens = self.tokens(input_ids)
-            prompts = prompt.to(tokens.dtype).expand(len(input_ids), *prompt.shape)
-            given = {"inputs_embeds": torch.cat((prompts, tokens), dim=1)}
+        if embedded is not None:
+            given = {"inputs_embeds": embedded}
         hidden: torch.Tensor = self.model(
             **given,
             attention_mask=attention_mask,

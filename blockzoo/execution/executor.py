@@ -170,12 +170,18 @@ Executor = LayerExecutor | HeadExecutor | Backbone
 class Executors:
     """Builds executors and keeps them: one for a spec.
 
-    Executors are shared by all chains of a process, so a call holds ``lock`` from binding to
-    result.
+    Executors are shared by all chains that are given them, so a call holds ``lock`` from binding
+    to result.
+
+    Parameters
+    ----------
+    attention : str, optional
+        Which of transformers' attention functions their modules call. None: its choice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, attention: str | None = None) -> None:
         self.lock = threading.RLock()
+        self._attention = attention
         self._kept: dict[bytes, Any] = {}
 
     def __len__(self) -> int:
@@ -195,7 +201,7 @@ class Executors:
         facts = spec.get("layer", {})
         index = int(facts.get("index", 0))
         types = [facts.get("layer_type")] * (index + 1)
-        model = causal_lm(family, spec["config"], types, index + 1)
+        model = causal_lm(family, spec["config"], types, index + 1, self._attention)
         layer = submodule(model, f"{family.root}{family.layers}{index}")
         if kind == "layer":
             return LayerExecutor(family, layer, None)
@@ -218,7 +224,8 @@ class Executors:
         with self.lock:
             if key not in self._kept:
                 family = family_of(spec)
-                model = causal_lm(family, spec["config"], layer_types, len(layer_types))
+                count = len(layer_types)
+                model = causal_lm(family, spec["config"], layer_types, count, self._attention)
                 self._kept[key] = Backbone(family, model, layer_types)
             kept: Backbone = self._kept[key]
             return kept

@@ -58,7 +58,11 @@ def configuration(model_type: str, values: Mapping[str, Any]) -> Any:
 
 
 def causal_lm(
-    family: Family, values: Mapping[str, Any], layer_types: Sequence[str | None], layers: int
+    family: Family,
+    values: Mapping[str, Any],
+    layer_types: Sequence[str | None],
+    layers: int,
+    attention: str | None = None,
 ) -> Any:
     """A causal LM of transformers with parameters on the meta device, in evaluation mode.
 
@@ -71,6 +75,9 @@ def causal_lm(
         The kind of attention of each layer, for families that have several.
     layers : int
         How many layers to build.
+    attention : str, optional
+        One of transformers' attention functions, or one registered there. None: transformers'
+        choice.
 
     Raises
     ------
@@ -92,7 +99,7 @@ def causal_lm(
     config.dtype = None
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     except Exception as error:  # an activation it does not know, heads that do not divide, …
         raise UnservableError(
             f"transformers builds no {model_type!r} model of this configuration: {error!r}"

@@ -1,9 +1,10 @@
-"""A model ready to answer: its chain over resident tensors, its tokenizer, its limits."""
+"""A model ready to answer: its chain, what it needs, its tokenizer, its limits."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +12,26 @@ import torch
 
 from blockzoo.errors import BlockzooError, UnservableError, UsageError
 from blockzoo.execution.chain import RunnableChain
+from blockzoo.execution.compile import Compiled
+from blockzoo.execution.executor import Executors
 from blockzoo.execution.modules import configuration
 from blockzoo.execution.tensors import TORCH_DTYPES
 from blockzoo.records import Block, Model
+from blockzoo.tensors import bytes_digest, canonical_json
 from blockzoo.zoo import Zoo
-from blockzoo_runtime.blocks.resident import Key, ResidentTensors
+from blockzoo_runtime.blocks.needs import Needs, bindings, needs_of
+from blockzoo_runtime.blocks.resident import ResidentTensors
 from blockzoo_runtime.engine.processors import Process, processing
 from blockzoo_runtime.engine.request import MAX_NEW_TOKENS, Prompt
+from blockzoo_runtime.kv import attention
+from blockzoo_runtime.kv.layout import Layout
 from blockzoo_runtime.tokenizer import Tokenizer, Tokenizers
 
-#: adapters whose virtual tokens stand before the padding: rows of other lengths would be heard
-_PADDING_IS_HEARD = ("prompt_tuning", "p_tuning")
-#: rotary embeddings that depend on the longest row of a batch
+#: rotary embeddings that depend on how long the text is
 _LENGTH_IS_HEARD = ("dynamic", "longrope")
+
+#: how many groups a chain's layers are cut into, each with pages of its own
+_GROUPS = 4
 
 
 @dataclass(frozen=True)
@@ -35,17 +43,26 @@ class Tenant:
     digest : str
         The model's.
     model : Model
-    chain : RunnableChain
+    compiled : Compiled
+        The chain's executors and what they are bound to.
+    recompute_after : int or None
+        See `RunnableChain.recompute_after`.
     blocks : tuple of str
         Digests of the chain's blocks, each followed by its adapters.
     dtype : torch.dtype
         Of the computation.
     device : torch.device
-    resident : ResidentTensors
-    needs : dict
-        The tensors that a step uses, with their resident bytes.
-    plain : tuple of Key
-        Those of them that are used as they are stored.
+    needs : Needs
+        The tensors that a step uses.
+    lane : hashable
+        Equal for tenants whose rows may run together.
+    layout : Layout
+        Of its keys and values.
+    upstream : tuple of str or None
+        For each hop group a digest over all that its keys, values and results depend on besides
+        tokens. None: nothing is shared between requests.
+    virtual : tuple of int
+        What stands before a text: the virtual tokens of an adapter, as negative ids.
     tokenizer : Tokenizer or None
     eos : frozenset of int
     process : callable or None
@@ -54,32 +71,28 @@ class Tenant:
         How many token ids there are.
     context : int or None
         How many tokens fit.
-    equal_lengths : bool
-        Whether only rows of one length may share a batch.
+    whole : bool
+        Whether a prompt must be computed in one step, and by itself.
     """
 
     digest: str
     model: Model
-    chain: RunnableChain
+    compiled: Compiled
+    recompute_after: int | None
     blocks: tuple[str, ...]
     dtype: torch.dtype
     device: torch.device
-    resident: ResidentTensors
-    needs: dict[Key, int]
-    plain: tuple[Key, ...]
+    needs: Needs
+    lane: Hashable
+    layout: Layout
+    upstream: tuple[str, ...] | None
+    virtual: tuple[int, ...]
     tokenizer: Tokenizer | None
     eos: frozenset[int]
     process: Process | None
     vocabulary: int
     context: int | None
-    equal_lengths: bool
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any
-    ) -> torch.Tensor:
-        """One step: logits (B, 1, V) float32 after tokens (B, T); the cache grows by T."""
-        with self.resident.using(self.needs, self.plain):
-            return self.chain.forward(input_ids, attention_mask, cache, logits_to_keep=1)
+    whole: bool
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A prompt's token ids.
@@ -158,6 +171,9 @@ class Tenants:
         self._tokenizers = Tokenizers(zoo)
         self._loaded: dict[str, Tenant] = {}
         self._names: dict[str, str] = {}
+        self._lock = threading.RLock()
+        attention.register()
+        self._executors = Executors(attention.NAME)
 
     def __iter__(self) -> Any:
         return iter(self._loaded.items())
@@ -175,18 +191,19 @@ class Tenants:
         UnservableError
             Where the model cannot be run exactly; the message names the model and why.
         """
-        digest = self._zoo.resolve(name)
-        before = self._names.get(name)
-        if digest not in self._loaded:
-            try:
-                self._loaded[digest] = self._load(digest)
-            except BlockzooError as error:
-                raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
-            self._resident.hold(self._loaded[digest].needs)
-        self._names[name] = digest
-        if before and before != digest and not self.names(before):
-            self._resident.release(self._loaded.pop(before).needs)
-        return self._loaded[digest]
+        with self._lock:
+            digest = self._zoo.resolve(name)
+            before = self._names.get(name)
+            if digest not in self._loaded:
+                try:
+                    self._loaded[digest] = self._load(digest)
+                except BlockzooError as error:
+                    raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
+            self._names[name] = digest
+            if before and before != digest and not self.names(before):
+                del self._loaded[before]
+                self._resident.forget(before)
+            return self._loaded[digest]
 
     def _load(self, digest: str) -> Tenant:
         zoo = self._zoo
@@ -202,7 +219,8 @@ class Tenants:
         blocks = zoo.blocks_of(model)
         dtype = self._dtype or own_dtype(config, model, blocks)
         source = self._resident.source(dtype)
-        chain = RunnableChain(model, blocks, config, source)
+        chain = RunnableChain(model, blocks, config, source, executors=self._executors)
+        compiled = chain.compiled
         full = configuration(config["model_type"], config)
         generation = zoo.file(base or model, "generation_config.json")
         asked = json.loads(bytes(generation)) if generation is not None else None
@@ -210,29 +228,62 @@ class Tenants:
             asked.get("eos_token_id") if asked is not None else getattr(full, "eos_token_id", None)
         )
         limits = [_context(full), chain.max_positions]
+        layout = _layout(full, compiled, dtype)
+        whole = any(kind in _LENGTH_IS_HEARD for kind in _rope_types(full))
+        virtual = compiled.virtual.tokens if compiled.virtual is not None else 0
+        executors = tuple(id(executor) for executor, _, _ in bindings(compiled))
         return Tenant(
             digest=digest,
             model=model,
-            chain=chain,
+            compiled=compiled,
+            recompute_after=chain.recompute_after,
             blocks=tuple(part for hop in model.chain for part in (hop.block, *hop.adapters)),
             dtype=dtype,
             device=self._resident.device,
-            resident=self._resident,
-            needs={
-                (ref.digest, dtype): ref.elements * dtype.itemsize
-                if TORCH_DTYPES[ref.dtype].is_floating_point
-                else ref.nbytes
-                for ref in chain.refs()
-            },
-            plain=tuple(dict.fromkeys((ref.digest, dtype) for ref in chain.plain_refs())),
+            needs=needs_of(compiled, dtype),
+            lane=(executors, layout),
+            layout=layout,
+            upstream=None if whole else _upstream(model, compiled, layout),
+            virtual=tuple(-1 - i for i in range(virtual)),
             tokenizer=self._tokenizers.of(model, base),
             eos=frozenset([eos] if isinstance(eos, int) else eos or ()),
             process=processing(asked or {}, self._resident.device),
             vocabulary=full.vocab_size,
             context=min((n for n in limits if isinstance(n, int)), default=None),
-            equal_lengths=model.family in _PADDING_IS_HEARD
-            or any(kind in _LENGTH_IS_HEARD for kind in _rope_types(full)),
+            whole=whole,
         )
+
+
+def _layout(config: Any, compiled: Compiled, dtype: torch.dtype) -> Layout:
+    """How the keys and values of a chain lie in pages."""
+    layers = config.num_hidden_layers
+    groups = min(_GROUPS, layers)
+    cuts = [layers * i // groups for i in range(groups + 1)]
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Layout(
+        groups=tuple(last - first for first, last in zip(cuts, cuts[1:], strict=False)),
+        heads=heads,
+        key_width=width,
+        value_width=width,
+        hidden=config.hidden_size,
+        dtype=dtype,
+    )
+
+
+def _upstream(model: Model, compiled: Compiled, layout: Layout) -> tuple[str, ...]:
+    """For each hop group, a digest over every block and adapter up to its end."""
+    first, *middle, _ = model.chain
+    seen = [str(layout.dtype), first.block, *first.adapters]
+    result: list[str] = []
+    depth_of = {hop.name: int(hop.name.split(".")[1]) for hop in middle}
+    for group in range(len(layout.groups)):
+        for hop in middle:
+            depth = depth_of[hop.name]
+            if depth < sum(layout.groups) and layout.group_of(depth)[0] == group:
+                seen += [hop.name, hop.block, *hop.adapters]
+        result.append(bytes_digest(canonical_json(seen)))
+    return tuple(result)
 
 
 def _context(config: Any) -> int | None:

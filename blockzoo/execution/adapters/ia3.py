@@ -13,22 +13,28 @@ from blockzoo.tensors import TensorRef
 
 
 class Scale:
-    """Scales before or after the leaf."""
+    """Scales before or after the leaf.
+
+    Attributes
+    ----------
+    vector : TensorRef
+    before : bool
+    """
 
     def __init__(self, base: Forward, vector: TensorRef, before: bool) -> None:
         self._base = base
-        self._ref = vector
-        self._before = before
+        self.vector = vector
+        self.before = before
 
     def refs(self) -> Iterable[TensorRef]:
-        return (self._ref,)
+        return (self.vector,)
 
     def load(self, source: TensorSource) -> None:
         self._source = source
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        vector = self._source.tensor(self._ref).flatten()
-        return self._base(x * vector) if self._before else self._base(x) * vector
+        vector = self._source.tensor(self.vector).flatten()
+        return self._base(x * vector) if self.before else self._base(x) * vector
 
 
 def attach_ia3(target: Target) -> Attachment:

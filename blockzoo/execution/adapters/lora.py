@@ -33,31 +33,39 @@ def attach_lora(target: Target) -> Attachment:
 
 
 class _Lora:
-    """What both kinds of leaf share: the tensors, and DoRA's ratio of magnitudes."""
+    """What both kinds of leaf share: the tensors, and DoRA's ratio of magnitudes.
+
+    Attributes
+    ----------
+    scaling : float
+    a, b : TensorRef
+    ratio : Fused or None
+        DoRA's factor for each output; None for plain LoRA.
+    """
 
     def __init__(self, target: Target, scaling: float, names: tuple[str, str]) -> None:
         self._base: Forward = target.base
-        self._scaling = scaling
-        self._a_ref, self._b_ref = (target.tensor(name) for name in names)
-        self._ratio_of: Fused | None = None
+        self.scaling = scaling
+        self.a, self.b = (target.tensor(name) for name in names)
+        self.ratio: Fused | None = None
         if target.config.get("use_dora"):
             magnitude = target.tensor("lora_magnitude_vector.weight", "lora_magnitude_vector")
-            parts = (target.weight(), self._a_ref, self._b_ref, magnitude)
+            parts = (target.weight(), self.a, self.b, magnitude)
             transposed = target.stored_transposed or isinstance(target.leaf, nn.Embedding)
             build = _Ratio(scaling, transposed)
             key = derived_key(f"dora:{scaling!r}:{transposed}", parts)
-            self._ratio_of = Fused(key, parts, build)
+            self.ratio = Fused(key, parts, build)
 
     def refs(self) -> Iterable[TensorRef]:
-        of_ratio = self._ratio_of.parts if self._ratio_of is not None else ()
-        return [self._a_ref, self._b_ref, *of_ratio]
+        of_ratio = self.ratio.parts if self.ratio is not None else ()
+        return [self.a, self.b, *of_ratio]
 
     def load(self, source: TensorSource) -> None:
         self._source = source
 
-    def _ratio(self) -> torch.Tensor | None:
+    def _factor(self) -> torch.Tensor | None:
         """DoRA's factor for each output, (width,); None for plain LoRA."""
-        return self._ratio_of.get(self._source) if self._ratio_of is not None else None
+        return self.ratio.get(self._source) if self.ratio is not None else None
 
 
 class LinearLora(_Lora):
@@ -65,24 +73,24 @@ class LinearLora(_Lora):
 
     def __init__(self, target: Target, scaling: float) -> None:
         super().__init__(target, scaling, ("lora_A.weight", "lora_B.weight"))
-        self._bias_ref = target.optional("lora_B.bias")
+        self.bias = target.optional("lora_B.bias")
         self._leaf: Any = target.leaf
 
     def refs(self) -> Iterable[TensorRef]:
-        return [*super().refs(), *([self._bias_ref] if self._bias_ref is not None else [])]
+        return [*super().refs(), *([self.bias] if self.bias is not None else [])]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         result = self._base(x)
         tensor = self._source.tensor
-        low = functional.linear(x, tensor(self._a_ref))
-        own_bias = tensor(self._bias_ref) if self._bias_ref is not None else None
-        update = functional.linear(low, tensor(self._b_ref), own_bias)
-        ratio = self._ratio()
+        low = functional.linear(x, tensor(self.a))
+        own_bias = tensor(self.bias) if self.bias is not None else None
+        update = functional.linear(low, tensor(self.b), own_bias)
+        ratio = self._factor()
         if ratio is None:
-            return result + update * self._scaling
+            return result + update * self.scaling
         bias: torch.Tensor | None = self._leaf.bias
         plain = result if bias is None else result - bias
-        update = (ratio - 1) * plain + ratio * update * self._scaling
+        update = (ratio - 1) * plain + ratio * update * self.scaling
         return result + update
 
 
@@ -98,12 +106,12 @@ class EmbeddingLora(_Lora):
         result = self._base(x)
         tensor = self._source.tensor
         # rows first, then transposed: a lookup in A.T would copy all of it at every call
-        low = tensor(self._a_ref)[:, x].movedim(0, -1)
-        update = low @ tensor(self._b_ref).T
-        ratio = self._ratio()
+        low = tensor(self.a)[:, x].movedim(0, -1)
+        update = low @ tensor(self.b).T
+        ratio = self._factor()
         if ratio is not None:
             result, update = ratio * result, ratio * update
-        update = update * self._scaling
+        update = update * self.scaling
         if self._scale is not None:
             update = update * self._scale.to(update.dtype)
         return result + update

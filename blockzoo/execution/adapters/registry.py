@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from torch import nn
@@ -48,7 +49,7 @@ def lay_on(
     parameters : dict
         What the executor's slots are bound to; replaced tensors are exchanged here.
     attachments : dict
-        By leaf name; extended here. A leaf that has one already gets the new one around it.
+        By leaf name; extended here.
 
     Raises
     ------
@@ -72,6 +73,9 @@ def lay_on(
         if path not in leaves:
             raise UnservableError(f"the adapter is on {path}, which is no linear or embedding")
         leaf = leaves[path]
-        before = attachments[path][1] if path in attachments else leaf.forward
-        target = Target(path, leaf, before, facts, spec.get("config", {}), adapter, parameters)
+        if path in attachments:
+            raise UnservableError(f"two adapters are on {path}")
+        # the class's own: an instance's may be another tenant's attachment at this moment
+        base = partial(type(leaf).forward, leaf)
+        target = Target(path, leaf, base, facts, spec.get("config", {}), adapter, parameters)
         attachments[path] = (leaf, ATTACH[kind](target))

@@ -64,6 +64,10 @@ class Prompt:
     def refs(self) -> Iterable[TensorRef]:
         return (self._ref,)
 
+    def embeddings(self, source: TensorSource) -> torch.Tensor:
+        """(tokens, width of the embedding)."""
+        return source.tensor(self._ref)
+
     def prepare(
         self,
         source: TensorSource,
@@ -73,7 +77,7 @@ class Prompt:
         positions: torch.Tensor,
         cache: Any,
     ) -> Prepared:
-        prompt = source.tensor(self._ref) if past == 0 else None
+        prompt = self.embeddings(source) if past == 0 else None
         return _longer(attention_mask, self.tokens), None, prompt
 
 
@@ -100,6 +104,12 @@ class Prefix:
     def refs(self) -> Iterable[TensorRef]:
         return (self._ref,)
 
+    def keys_values(self, source: TensorSource) -> torch.Tensor:
+        """(layers, 2, heads, tokens, head width)."""
+        stored = source.tensor(self._ref)
+        split = stored.view(self.tokens, self._layers, 2, self._heads, -1)
+        return split.permute(1, 2, 3, 0, 4)
+
     def prepare(
         self,
         source: TensorSource,
@@ -110,13 +120,9 @@ class Prefix:
         cache: Any,
     ) -> Prepared:
         if past == 0:
-            stored = source.tensor(self._ref)
-            # (layers, 2, 1, heads, tokens, head width)
-            split = stored.view(self.tokens, self._layers, 2, self._heads, -1)
-            each = split.permute(1, 2, 3, 0, 4).unsqueeze(2)
-            for layer, (keys, values) in enumerate(each):
+            for layer, (keys, values) in enumerate(self.keys_values(source)):
                 shape = (batch, -1, -1, -1)
-                cache.update(keys.expand(shape), values.expand(shape), layer)
+                cache.update(keys[None].expand(shape), values[None].expand(shape), layer)
         return _longer(attention_mask, self.tokens), positions + self.tokens, None
 
 

@@ -1,8 +1,9 @@
 """Tensors in memory: each distinct one once, however many tenants use it.
 
 Keyed by digest and compute dtype. On a CPU, where the stored dtype is the compute dtype, a
-resident tensor is a view of the zoo's mapped file. A tensor stays until the byte budget makes it
-go, the least recently used first; those of the chain that runs now never do.
+resident tensor is a view of the zoo's mapped file. A tenant is either loaded, and then all it
+needs is here, or not; where memory is short the least recently used tenants are let go, and with
+them what no other loaded tenant needs. Those of the step that runs now never are.
 """
 
 from __future__ import annotations
@@ -14,21 +15,29 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, field
 
 import torch
 
 from blockzoo.errors import UsageError
-from blockzoo.execution.tensors import TensorSource, cast, to_torch
+from blockzoo.execution.fused import Fused
+from blockzoo.execution.tensors import Build, cast, to_torch
 from blockzoo.explore.values import format_bytes
 from blockzoo.tensors import TensorInfo, TensorRef
+from blockzoo_runtime.blocks.needs import Key, Needs, Place, without
+from blockzoo_runtime.blocks.stack import Stack
+from blockzoo_runtime.kv.memory import Memory
 
 _LOADERS = min(8, (os.cpu_count() or 1) + 1)
 
 Read = Callable[[str], tuple[TensorInfo, memoryview]]
-Build = Callable[[Sequence[torch.Tensor]], torch.Tensor]
-Key = tuple[str, torch.dtype]
-"""A digest, or the name of a derived tensor, and the compute dtype."""
+
+
+@dataclass
+class _Loaded:
+    needs: Needs
+    done: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
 
 
 class ResidentTensors:
@@ -39,166 +48,226 @@ class ResidentTensors:
     read : callable
         ``digest -> (TensorInfo, memoryview)``: `Zoo.tensor`.
     device : torch.device
-    budget : int, optional
-        Bytes; None: as much as there is.
+    memory : Memory
+        The budget, which the KV cache draws on too.
+
+    Attributes
+    ----------
+    tensors : dict of Key to torch.Tensor
+        What is here. Read without a lock; only `load` and eviction change it.
+    stacks : dict of Place to Stack
+        Low-rank adapters, by where they apply.
+    loads : int
+        How many times a tenant was brought in: where it is the same, nothing has moved.
     """
 
-    def __init__(self, read: Read, device: torch.device, budget: int | None = None) -> None:
+    def __init__(self, read: Read, device: torch.device, memory: Memory) -> None:
         self.device = device
-        self.budget = budget
-        self.nbytes = 0
+        self.tensors: dict[Key, torch.Tensor] = {}
+        self.stacks: dict[Place, Stack] = {}
+        self.loads: Counter[str] = Counter()
+        self.memory = memory
         self._read = read
-        self._kept: OrderedDict[Key, torch.Tensor] = OrderedDict()  # least recently used first
-        self._holders: Counter[Key] = Counter()
-        self._in_use: set[Key] = set()
-        self._parts: dict[Key, tuple[Key, ...]] = {}  # of derived tensors
+        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # least recently used first
+        self._users: Counter[Key] = Counter()
+        self._sizes: dict[Key, int] = {}
+        self._busy: Counter[str] = Counter()
+        self._pinned: set[str] = set()
         self._lock = threading.RLock()
+        self._loading = threading.Lock()  # one tenant after another: they may share tensors
+        memory.add_reclaimer("weights", self._reclaim)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all resident tensors."""
+        return self.memory.used("weights")
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._sizes)
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._kept
+        return key in self._sizes
 
-    def source(self, dtype: torch.dtype) -> TensorSource:
-        """A chain's view: its tensors in its compute dtype."""
-        return _Source(self, dtype)
+    def has(self, tenant: str) -> bool:
+        """Whether all that a tenant (by digest) needs is here."""
+        loaded = self._loaded.get(tenant)
+        return loaded is not None and loaded.done.is_set()
 
-    @contextmanager
-    def using(self, needs: dict[Key, int], stored: Iterable[Key] = ()) -> Iterator[None]:
-        """Nothing of `needs` (keys to bytes) is evicted inside; one user at a time.
+    def pin(self, tenant: str, pinned: bool = True) -> None:
+        """Never let go of a tenant; or let go again."""
+        with self._lock:
+            (self._pinned.add if pinned else self._pinned.discard)(tenant)
 
-        Parameters
-        ----------
-        needs : dict
-        stored : iterable of Key
-            Those of them that are used as they are stored: loaded together where absent.
+    def load(self, tenant: str, needs: Needs) -> None:
+        """Bring in what a tenant needs; returns at once where it is here.
+
+        From any thread: tensors are read, checked and decoded on several at once, and others
+        go on meanwhile.
 
         Raises
         ------
         UsageError
-            Where they do not fit the budget together.
+            Where it does not fit beside what is in use.
+        DamagedError
+            Where a tensor in the zoo is damaged or gone.
         """
-        total = sum(needs.values())
-        if self.budget is not None and total > self.budget:
+        with self._lock:
+            loaded = self._loaded.get(tenant)
+            if loaded is None:
+                loaded = self._loaded[tenant] = _Loaded(needs)
+                mine = True
+            else:
+                self._loaded.move_to_end(tenant)
+                mine = False
+        if not mine:
+            loaded.done.wait()
+            if loaded.error is not None:
+                raise loaded.error
+            return
+        try:
+            with self._loading, self.using([tenant]):
+                self._load(needs)
+            self.loads[tenant] += 1
+        except BaseException as error:
+            loaded.error = error
+            with self._lock:
+                self._loaded.pop(tenant, None)
+            raise
+        finally:
+            loaded.done.set()
+
+    def _load(self, needs: Needs) -> None:
+        limit = self.memory.budget
+        if limit is not None and needs.total > limit:
             raise UsageError(
-                f"the model needs {format_bytes(total)} of tensors at once, "
-                f"the memory budget is {format_bytes(self.budget)}",
+                f"the model needs {format_bytes(needs.total)} of tensors at once, "
+                f"the memory budget is {format_bytes(limit)}",
                 hint="give LLM a larger `memory`, or a smaller `dtype`",
             )
         with self._lock:
-            self._in_use.update(needs)
-            try:
-                self._load_together([key for key in stored if key not in self._kept])
-                yield
-            finally:
-                self._in_use.clear()
+            missing = [key for key in needs.nbytes if not self._users[key]]
+            self._users.update(list(needs.nbytes))  # a mapping would be taken for counts
+        try:
+            for key in missing:
+                if not self.memory.reserve("weights", needs.nbytes[key]):
+                    raise UsageError(
+                        f"{format_bytes(needs.total)} of tensors do not fit beside what is in "
+                        f"use: the memory budget is {format_bytes(limit or 0)}",
+                        hint="give LLM a larger `memory`, or ask for fewer models at once",
+                    )
+                self._sizes[key] = needs.nbytes[key]
+            self._bring(needs, missing)
+        except BaseException:
+            with self._lock:
+                self._give_up(needs)
+            raise
 
-    def get(
-        self,
-        key: Key,
-        load: Callable[[], torch.Tensor],
-        *,
-        parts: tuple[Key, ...] = (),
-        keep: bool = True,
-    ) -> torch.Tensor:
-        """The tensor under `key`, loaded where it is absent.
-
-        Parameters
-        ----------
-        key : Key
-        load : callable
-        parts : tuple of Key
-            For a derived tensor, what it is made from.
-        keep : bool
-            Whether a tensor loaded now stays.
-        """
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                self._in_use.add(key)
-                return self._kept[key]
-            tensor = load()
-            if keep:
-                self._in_use.add(key)
-                self._make_room(tensor.nbytes)
-                self._kept[key] = tensor
-                if parts:
-                    self._parts[key] = parts
-                self.nbytes += tensor.nbytes
-            return tensor
-
-    def _load_together(self, missing: Sequence[Key]) -> None:
-        """Load stored tensors on several threads: reading, checking and decoding overlap."""
-        if not missing:
-            return
+    def _bring(self, needs: Needs, missing: Sequence[Key]) -> None:
+        """Read, check and decode on several threads at once; then make what is made of others."""
+        refs = [(key, ref) for key in missing if (ref := needs.stored.get(key))]
+        lows = [(key, low) for key in missing if (low := needs.stacked.get(key))]
+        pairs = [(key, part) for key, low in lows for part in (low.a, low.b)]
         with ThreadPoolExecutor(_LOADERS) as pool:
-            loaded = pool.map(lambda key: self.load(*key), missing)
-            for key, tensor in zip(missing, loaded, strict=True):
-                self.get(key, partial(_itself, tensor))
+            tensors = pool.map(lambda pair: self.read(*pair), [*refs, *pairs])
+            for key, _ in refs:
+                self.tensors[key] = next(tensors)
+            for key, low in lows:
+                stack = self.stacks.setdefault(low.place, Stack())
+                stack.add(key, next(tensors), next(tensors))
+        for key in missing:
+            if key in needs.derived:
+                self.tensors[key] = self._derive(needs.derived[key], key[1])
 
-    def load(self, digest: str, dtype: torch.dtype) -> torch.Tensor:
-        """Read a tensor from the zoo: floats cast to `dtype`, on the device."""
-        info, data = self._read(digest)
-        return cast(to_torch(info, data), dtype, self.device)
+    def read(self, key: Key, ref: TensorRef) -> torch.Tensor:
+        """A tensor from the zoo: floats cast to the dtype, on the device."""
+        info, data = self._read(ref.digest)
+        return cast(to_torch(info, data), key[1], self.device)
 
-    def hold(self, keys: Iterable[Key]) -> None:
-        """Count one more model that uses these."""
+    def _derive(self, fused: Fused, dtype: torch.dtype) -> torch.Tensor:
+        parts = []
+        for ref in fused.parts:
+            key = (ref.digest, dtype)
+            here = self.tensors.get(key)
+            parts.append(here if here is not None else self.read(key, ref))
+        return fused.build(parts)
+
+    @contextmanager
+    def using(self, tenants: Iterable[str]) -> Iterator[None]:
+        """None of these tenants is let go of inside."""
+        tenants = list(tenants)
         with self._lock:
-            self._holders.update(list(keys))  # a mapping would be taken for counts
+            self._busy.update(tenants)
+        try:
+            yield
+        finally:
+            with self._lock:
+                for tenant in tenants:
+                    if tenant in self._loaded:
+                        self._loaded.move_to_end(tenant)
+                    self._busy[tenant] -= 1
+                    if not self._busy[tenant]:
+                        del self._busy[tenant]
 
-    def release(self, keys: Iterable[Key]) -> None:
-        """Count one less; what no model uses any more goes at once."""
+    def lacks(self, needs: Needs) -> int:
+        """Bytes that loading a tenant would add."""
+        return without(needs.nbytes, self._sizes)
+
+    def forget(self, tenant: str) -> None:
+        """Let go of a tenant that nobody asks for any more, unless it is in use."""
         with self._lock:
-            for key in keys:
-                self._holders[key] -= 1
-                if self._holders[key] <= 0:
-                    del self._holders[key]
-            for key in list(self._kept):
-                if not all(part in self._holders for part in self._parts.get(key, (key,))):
-                    self._drop(key)
-
-    def _make_room(self, wanted: int) -> None:
-        if self.budget is None:
-            return
-        for key in list(self._kept):
-            if self.nbytes + wanted <= self.budget:
+            loaded = self._loaded.get(tenant)
+            if loaded is None or tenant in self._busy or not loaded.done.is_set():
                 return
-            if key not in self._in_use:
-                self._drop(key)
+            del self._loaded[tenant]
+            self._give_up(loaded.needs)
 
-    def _drop(self, key: Key) -> None:
-        self.nbytes -= self._kept.pop(key).nbytes
-        self._parts.pop(key, None)
+    def _give_up(self, needs: Needs) -> int:
+        freed = 0
+        for key in needs.nbytes:
+            self._users[key] -= 1
+            if self._users[key] > 0:
+                continue
+            del self._users[key]
+            freed += self._sizes.pop(key, 0)
+            self.tensors.pop(key, None)
+            if low := needs.stacked.get(key):
+                stack = self.stacks.get(low.place)
+                if stack is not None:
+                    stack.remove(key)
+        self.memory.free("weights", freed)
+        return freed
+
+    def _reclaim(self, wanted: int) -> int:
+        """Let go of idle tenants until so many bytes are free; returns how many are."""
+        freed = 0
+        with self._lock:
+            for tenant in list(self._loaded):
+                if freed >= wanted:
+                    break
+                loaded = self._loaded[tenant]
+                if tenant in self._busy or tenant in self._pinned or not loaded.done.is_set():
+                    continue
+                del self._loaded[tenant]
+                freed += self._give_up(loaded.needs)
+        return freed
+
+    def source(self, dtype: torch.dtype) -> ResidentSource:
+        """What is here, as a `TensorSource` in a compute dtype."""
+        return ResidentSource(self, dtype)
 
 
-def _itself(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-class _Source:
-    """A `TensorSource` over `ResidentTensors` in one dtype."""
+class ResidentSource:
+    """A `TensorSource` over what is resident."""
 
     def __init__(self, resident: ResidentTensors, dtype: torch.dtype) -> None:
         self._resident = resident
         self._dtype = dtype
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
-        key = (ref.digest, self._dtype)
-        return self._resident.get(key, lambda: self._resident.load(ref.digest, self._dtype))
+        return self._resident.tensors[ref.digest, self._dtype]
 
     def derived(self, key: str, parts: Sequence[TensorRef], build: Build) -> torch.Tensor:
-        def make() -> torch.Tensor:
-            # the parts are not kept: what is made from them holds the same values
-            return build([self._part(part) for part in parts])
-
-        keys = tuple((part.digest, self._dtype) for part in parts)
-        return self._resident.get((key, self._dtype), make, parts=keys)
-
-    def _part(self, ref: TensorRef) -> torch.Tensor:
-        key = (ref.digest, self._dtype)
-        load = self._resident.load
-        return self._resident.get(key, lambda: load(ref.digest, self._dtype), keep=False)
+        return self._resident.tensors[key, self._dtype]
 
 
 def parse_bytes(text: str | int | None) -> int | None:

@@ -48,6 +48,12 @@ class Layout:
             within -= layers
         raise IndexError(f"there is no layer {layer} in groups of {self.groups}")
 
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot's keys and values in all groups."""
+        elements = sum(self.groups) * self.heads * (self.key_width + self.value_width)
+        return elements * self.dtype.itemsize
+
     def page_bytes(self, group: int, with_hidden: bool = False) -> int:
         """Bytes of a page of a group: keys and values of its layers, and hidden states."""
         elements = self.groups[group] * self.heads * (self.key_width + self.value_width)

@@ -1,0 +1,392 @@
+"""Tenants whose chains have the same executors, and one step of all their rows.
+
+A step's new tokens are packed, ``(1, N, width)``, ordered by tenant. Layers are cut into hop
+groups: at each, a row computes the slots whose keys and values do not stand there yet. Where a
+row begins earlier in a deeper group, because only the shallower ones are shared with others, the
+hidden states between come from the pages, where they were kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from blockzoo.execution.adapters.virtual import Prefix, Prompt
+from blockzoo.execution.context import Context
+from blockzoo_runtime.blocks.resident import ResidentTensors
+from blockzoo_runtime.blocks.route import Route
+from blockzoo_runtime.kv.attention import PagedAttention, Span
+from blockzoo_runtime.kv.cache import KVCache
+from blockzoo_runtime.kv.layout import PAGE
+from blockzoo_runtime.kv.pages import Pages
+
+if TYPE_CHECKING:
+    from blockzoo_runtime.tenant import Tenant
+
+
+@dataclass
+class Work:
+    """One row of a step.
+
+    Parameters
+    ----------
+    tenant : Tenant
+        Resident.
+    pages : Pages
+        With room up to ``end``.
+    slots : sequence of int
+        The row's tokens so far: virtual ones (negative), prompt, generated.
+    end : int
+        Up to where to compute.
+    outputs : int
+        The logits of how many last slots before ``end`` are wanted.
+    """
+
+    tenant: Tenant
+    pages: Pages
+    slots: Sequence[int]
+    end: int
+    outputs: int = 1
+
+
+@dataclass
+class _Row:
+    """A work with where it begins in each group."""
+
+    work: Work
+    starts: list[int]
+
+    @property
+    def new(self) -> int:
+        """Slots that are new in the deepest group, where the most are."""
+        return self.work.end - self.starts[-1]
+
+
+class Lane:
+    """Runs the rows of some tenants.
+
+    Parameters
+    ----------
+    resident : ResidentTensors
+    kv : KVCache
+    first : Tenant
+        One of them; the others' chains are of the same make.
+    """
+
+    def __init__(self, resident: ResidentTensors, kv: KVCache, first: Tenant) -> None:
+        self._resident = resident
+        self._kv = kv
+        self._layout = first.layout
+        self._compiled = first.compiled
+        self._order: list[Tenant] = []
+        self._route: tuple[tuple[tuple[str, int], ...], Route] | None = None
+
+    @property
+    def route(self) -> Route:
+        """The last step's."""
+        assert self._route is not None
+        return self._route[1]
+
+    def step(self, works: Sequence[Work]) -> tuple[torch.Tensor, list[int]]:
+        """Compute the works' new slots.
+
+        Returns
+        -------
+        logits : torch.Tensor
+            (R, V) float32: the wanted positions' of all works, ordered by tenant. Where a
+            tenant's vocabulary is smaller than V, the rest is ``-inf``.
+        order : list of int
+            The order of the works in it.
+        """
+        tenants = self._tenants(works)
+        place = {tenant.digest: i for i, tenant in enumerate(tenants)}
+        order = sorted(range(len(works)), key=lambda i: place[works[i].tenant.digest])
+        rows = [_Row(works[i], list(works[i].pages.starts)) for i in order]
+        owners = [place[row.work.tenant.digest] for row in rows]
+        route = self._routed(tenants)
+        for row in rows:
+            self._prefix(row)
+        try:
+            return self._run(route, rows, owners), order
+        finally:
+            route.leave()
+
+    def _run(self, route: Route, rows: list[_Row], owners: list[int]) -> torch.Tensor:
+        layout, device = self._layout, self._resident.device
+        count = len(layout.groups)
+        new = [row.new for row in rows]
+        pools = [self._kv.pool(layout, group) for group in range(count)]
+        joined = _Joined(rows, count, device)
+        attention = PagedAttention(layout, pools, joined.spans, device)
+        context = self._context(route, rows, owners)
+        full = context.hidden
+        hidden = joined.take(full, 0)
+        compiled = self._compiled
+        hop = 1
+        for group in range(count):
+            if group and joined.differs(group):
+                kept = pools[group - 1].hidden
+                assert kept is not None
+                hidden = joined.merge(hidden, group, kept, full)
+            route.frame.set(_by_tenant(owners, joined.counts[group], len(route.frame.bounds) - 1))
+            arguments: dict[Any, dict[str, Any]] = {}
+            while hop <= len(compiled.hops):
+                part = compiled.hops[hop - 1]
+                if layout.group_of(part.depth)[0] != group:
+                    break
+                kind = part.layer_type
+                if kind not in arguments:
+                    given = {name: joined.take(value, group)
+                             for name, value in context.of(kind).items()}  # fmt: skip
+                    given[compiled.family.cache_argument] = attention
+                    arguments[kind] = given
+                route.enter(hop)
+                hidden = part.executor.run(hidden, part.depth, arguments[kind])
+                hop += 1
+            if self._kv.keeps_hidden(layout, group):
+                self._keep(pools[group].hidden, attention.slots(group), hidden)
+        wanted, last = [], 0
+        for row, size in zip(rows, new, strict=True):
+            last += size
+            wanted += range(last - row.work.outputs, last)
+        outputs = [row.work.outputs for row in rows]
+        route.frame.set(_by_tenant(owners, outputs, len(route.frame.bounds) - 1))
+        if len(wanted) < hidden.shape[1]:
+            hidden = hidden[:, torch.tensor(wanted, device=device, dtype=torch.long)]
+        if not wanted:
+            return hidden.new_empty(0, 0, dtype=torch.float32)
+        route.enter(hop)
+        logits = compiled.tail.run(hidden)[0].float()
+        first = 0
+        for row in rows:
+            last = first + row.work.outputs
+            if row.work.tenant.vocabulary < logits.shape[1]:
+                logits[first:last, row.work.tenant.vocabulary :] = float("-inf")
+            first = last
+        return logits
+
+    def _keep(self, kept: torch.Tensor | None, slots: torch.Tensor, hidden: torch.Tensor) -> None:
+        if kept is not None:
+            kept.index_copy_(0, slots, hidden[0].to(kept.dtype))
+
+    def _context(self, route: Route, rows: list[_Row], owners: list[int]) -> Context:
+        """Embed every new slot; what layers are given besides hidden states."""
+        contexts = []
+        for part, own in _calls(rows, owners):
+            counts = [row.new for row in part]
+            route.frame.set(_by_tenant(own, counts, len(route.frame.bounds) - 1))
+            route.enter(0)
+            contexts.append(self._embed(part))
+        if len(contexts) == 1:
+            return contexts[0]
+        hidden = torch.cat([context.hidden for context in contexts], 1)
+        kinds = contexts[0].arguments
+        return Context(
+            hidden,
+            {
+                kind: {name: _cat([c.arguments[kind][name] for c in contexts]) for name in given}
+                for kind, given in kinds.items()
+            },
+        )
+
+    def _embed(self, rows: Sequence[_Row]) -> Context:
+        ids: list[int] = []
+        positions: list[int] = []
+        prompts: list[tuple[int, int, int, _Row]] = []
+        for row in rows:
+            start, end = row.starts[-1], row.work.end
+            virtual = len(row.work.tenant.virtual)
+            if start < virtual:
+                prompts.append((len(ids), start, min(virtual, end), row))
+            ids += [max(slot, 0) for slot in row.work.slots[start:end]]
+            positions += range(start, end)
+        device = self._resident.device
+        tokens = torch.tensor([ids], device=device)
+        where = torch.tensor([positions], device=device)
+        backbone = self._compiled.backbone
+        embedded = None
+        if prompts:
+            embedded = backbone.tokens(tokens)
+            for first, start, end, row in prompts:
+                prompt = row.work.tenant.compiled.virtual
+                assert isinstance(prompt, Prompt)
+                values = prompt.embeddings(self._resident.source(row.work.tenant.dtype))
+                embedded[0, first : first + end - start] = values[start:end]
+        return backbone.run(tokens, None, where, None, embedded)
+
+    def _prefix(self, row: _Row) -> None:
+        """Write the keys and values of a prefix adapter where they do not stand yet."""
+        tenant = row.work.tenant
+        prefix = tenant.compiled.virtual
+        if not isinstance(prefix, Prefix):
+            return
+        stored = None
+        for group, start in enumerate(row.starts):
+            if start >= prefix.tokens:
+                continue
+            if stored is None:  # (layers, 2, tokens, heads, width)
+                stored = prefix.keys_values(self._resident.source(tenant.dtype)).transpose(2, 3)
+            table = row.work.pages.tables[group]
+            slots = [table[s // PAGE] * PAGE + s % PAGE for s in range(start, prefix.tokens)]
+            index = torch.tensor(slots, device=self._resident.device)
+            first = sum(self._layout.groups[:group])
+            own = stored[first : first + self._layout.groups[group], :, start:]
+            pool = self._kv.pool(self._layout, group)
+            pool.keys.index_copy_(1, index, own[:, 0])
+            pool.values.index_copy_(1, index, own[:, 1])
+            row.starts[group] = prefix.tokens
+
+    def _tenants(self, works: Sequence[Work]) -> list[Tenant]:
+        """The works' tenants, those that share most side by side."""
+        active = {work.tenant.digest: work.tenant for work in works}
+        known = {tenant.digest for tenant in self._order}
+        for digest, tenant in active.items():
+            if digest not in known:
+                self._insert(tenant)
+        self._order = [tenant for tenant in self._order
+                       if tenant.digest in active or self._resident.has(tenant.digest)]  # fmt: skip
+        return [tenant for tenant in self._order if tenant.digest in active]
+
+    def _insert(self, new: Tenant) -> None:
+        """Put a tenant beside the one that it shares most with."""
+        best, at = -1, 0
+        for i, tenant in enumerate(self._order):
+            same = tenant.needs.nbytes.keys() & new.needs.nbytes.keys()
+            shared = sum(new.needs.nbytes[key] for key in same)
+            if shared > best:
+                best, at = shared, i + 1
+            self._part(tenant, new)
+        self._order.insert(at, new)
+
+    def _part(self, one: Tenant, other: Tenant) -> None:
+        """Keep hidden states where two tenants part, so that either can go on from there."""
+        if one.upstream is None or other.upstream is None:
+            return
+        equal = [a == b for a, b in zip(one.upstream, other.upstream, strict=True)]
+        last = equal.index(False) - 1 if False in equal else -1
+        if last >= 0:
+            self._kv.part_after(self._layout, last)
+
+    def _routed(self, tenants: list[Tenant]) -> Route:
+        key = tuple((tenant.digest, self._resident.loads[tenant.digest]) for tenant in tenants)
+        if self._route is None or self._route[0] != key:
+            self._route = key, Route(tenants, self._resident)
+        return self._route[1]
+
+
+class _Joined:
+    """Which of the new slots each group computes, all of them or some.
+
+    Parameters
+    ----------
+    rows : sequence of _Row
+    groups : int
+    device : torch.device
+
+    Attributes
+    ----------
+    counts : list of list of int
+        For each group, each row's new tokens.
+    spans : list of list of Span
+    """
+
+    def __init__(self, rows: Sequence[_Row], groups: int, device: torch.device) -> None:
+        self.counts: list[list[int]] = []
+        self.spans: list[list[Span]] = []
+        self._rows = rows
+        self._device = device
+        self._index: list[torch.Tensor | None] = []
+        total = sum(row.new for row in rows)
+        for group in range(groups):
+            first, counts, spans = 0, [], []
+            for row in rows:
+                start, end = row.starts[group], row.work.end
+                counts.append(end - start)
+                spans.append(Span(first, start, end, row.work.pages.tables[group]))
+                first += end - start
+            self.counts.append(counts)
+            self.spans.append(spans)
+            self._index.append(self._within(group) if first < total else None)
+
+    def _within(self, group: int) -> torch.Tensor:
+        """Where a group's tokens are among all new ones."""
+        index: list[int] = []
+        first = 0
+        for row in self._rows:
+            skipped = row.starts[group] - row.starts[-1]
+            index += range(first + skipped, first + row.new)
+            first += row.new
+        return torch.tensor(index, device=self._device, dtype=torch.long)
+
+    def differs(self, group: int) -> bool:
+        """Whether tokens join at a group."""
+        return self.counts[group] != self.counts[group - 1]
+
+    def take(self, value: Any, group: int) -> Any:
+        """A group's part of what there is for every new slot."""
+        index = self._index[group]
+        if index is None:
+            return value
+        if isinstance(value, tuple):
+            return tuple(self.take(each, group) for each in value)
+        if isinstance(value, torch.Tensor) and value.dim() > 1:
+            return value.index_select(1, index)
+        return value
+
+    def merge(
+        self, hidden: torch.Tensor, group: int, kept: torch.Tensor, full: torch.Tensor
+    ) -> torch.Tensor:
+        """A group's input: the group before's output, and kept states of those that join."""
+        whole = torch.empty_like(full)
+        before = self._index[group - 1]
+        assert before is not None
+        whole.index_copy_(1, before, hidden)
+        first = 0
+        for row in self._rows:
+            start, joined = row.starts[group], row.starts[group - 1]
+            if start < joined:
+                table = row.work.pages.tables[group - 1]
+                slots = [table[s // PAGE] * PAGE + s % PAGE for s in range(start, joined)]
+                begin = first + start - row.starts[-1]
+                index = torch.tensor(slots, device=self._device)
+                whole[0, begin : begin + joined - start] = kept.index_select(0, index)
+            first += row.new
+        result: torch.Tensor = self.take(whole, group)
+        return result
+
+
+def _by_tenant(owners: Sequence[int], counts: Sequence[int], tenants: int) -> list[int]:
+    """How many tokens each tenant has."""
+    each = [0] * tenants
+    for owner, count in zip(owners, counts, strict=True):
+        each[owner] += count
+    return each
+
+
+def _calls(rows: Sequence[_Row], owners: Sequence[int]) -> Iterator[tuple[list[_Row], list[int]]]:
+    """Rows embedded together; those whose rotary embedding depends on their length alone."""
+    part: list[_Row] = []
+    own: list[int] = []
+    for row, owner in zip(rows, owners, strict=True):
+        if row.work.tenant.whole:
+            if part:
+                yield part, own
+            yield [row], [owner]
+            part, own = [], []
+        else:
+            part.append(row)
+            own.append(owner)
+    if part:
+        yield part, own
+
+
+def _cat(values: Sequence[Any]) -> Any:
+    """One argument of several calls, as if of one."""
+    if isinstance(values[0], tuple):
+        return tuple(_cat(each) for each in zip(*values, strict=True))
+    if isinstance(values[0], torch.Tensor) and values[0].dim() > 1:
+        return torch.cat(list(values), 1)
+    return values[0]

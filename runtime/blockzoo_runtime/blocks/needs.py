@@ -1,0 +1,145 @@
+"""What a chain computes with: the tensors that must be resident before it takes a step."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from blockzoo.execution.adapters.lora import LinearLora
+from blockzoo.execution.binding import Binding, Source
+from blockzoo.execution.compile import Compiled
+from blockzoo.execution.executor import Executor
+from blockzoo.execution.fused import Fused
+from blockzoo.execution.tensors import TORCH_DTYPES
+from blockzoo.tensors import TensorRef
+
+Key = tuple[str, torch.dtype]
+"""A digest, or the name of what is made from several tensors, and the compute dtype."""
+
+Place = Hashable
+"""Where adapters of several tenants may lie side by side: an operation of a chain."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """An adapter's A and B at one place."""
+
+    place: Place
+    a: TensorRef
+    b: TensorRef
+
+    def key(self, dtype: torch.dtype) -> Key:
+        return f"lowrank:{self.place}:{self.a.digest}:{self.b.digest}", dtype
+
+
+@dataclass
+class Needs:
+    """What a tenant computes with.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        Of the computation.
+    stored : dict of Key to TensorRef
+        Tensors used as they are stored, floats cast.
+    derived : dict of Key to Fused
+        Tensors made from others, which are not kept themselves unless they are in ``stored``.
+    stacked : dict of Key to LowRank
+        Adapters that lie beside those of others.
+    nbytes : dict of Key to int
+        Resident bytes of each, all three kinds.
+    """
+
+    dtype: torch.dtype
+    stored: dict[Key, TensorRef] = field(default_factory=dict)
+    derived: dict[Key, Fused] = field(default_factory=dict)
+    stacked: dict[Key, LowRank] = field(default_factory=dict)
+    nbytes: dict[Key, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all together."""
+        return sum(self.nbytes.values())
+
+    def use(self, source: Source) -> None:
+        """Take in a tensor, or one that is made from others."""
+        if isinstance(source, Fused):
+            key = (source.key, self.dtype)
+            self.derived[key] = source
+            # an adapter's ratio is a vector; experts are as large as their parts
+            vector = source.key.startswith("dora:")
+            parts = source.parts[-1:] if vector else source.parts
+            self.nbytes[key] = sum(resident_bytes(part, self.dtype) for part in parts)
+        else:
+            key = (source.digest, self.dtype)
+            self.stored[key] = source
+            self.nbytes[key] = resident_bytes(source, self.dtype)
+
+    def stack(self, low: LowRank) -> None:
+        """Take in an adapter's A and B."""
+        key = low.key(self.dtype)
+        self.stacked[key] = low
+        self.nbytes[key] = sum(resident_bytes(ref, self.dtype) for ref in (low.a, low.b))
+
+
+def resident_bytes(ref: TensorRef, dtype: torch.dtype) -> int:
+    """Bytes of a tensor in memory: floats in the compute dtype."""
+    floating = TORCH_DTYPES[ref.dtype].is_floating_point
+    return ref.elements * dtype.itemsize if floating else ref.nbytes
+
+
+def bindings(compiled: Compiled) -> Iterator[tuple[Executor, int, Binding]]:
+    """Each hop's executor, depth in the chain and binding, in order."""
+    yield compiled.backbone, -1, compiled.embedding
+    for hop in compiled.hops:
+        yield hop.executor, hop.depth, hop.binding
+    yield compiled.tail, -1, compiled.head
+
+
+def low_rank(
+    executor: Executor, depth: int, path: str, binding: Binding, dtype: torch.dtype
+) -> LowRank | None:
+    """The adapter on a linear leaf that may lie beside others'; None where there is none."""
+    attached = binding.attachments.get(path)
+    if attached is None or not isinstance(attached[1], LinearLora):
+        return None
+    lora = attached[1]
+    return LowRank((id(executor), depth, path, str(dtype)), lora.a, lora.b)
+
+
+def needs_of(compiled: Compiled, dtype: torch.dtype) -> Needs:
+    """All that a chain computes with."""
+    needs = Needs(dtype)
+    for executor, depth, binding in bindings(compiled):
+        for source in binding.parameters.values():
+            needs.use(source)
+        for path, (_, attached) in binding.attachments.items():
+            low = low_rank(executor, depth, path, binding, dtype)
+            if low is not None:
+                needs.stack(low)
+            _use_rest(needs, attached, low)
+    if compiled.virtual is not None:
+        for ref in compiled.virtual.refs():
+            needs.use(ref)
+    return needs
+
+
+def _use_rest(needs: Needs, attached: object, low: LowRank | None) -> None:
+    """An attachment's tensors but for those that are stacked, and those it only makes others of."""
+    ratio: Fused | None = getattr(attached, "ratio", None)
+    if ratio is not None:
+        needs.use(ratio)
+    made_of = {part.digest for part in ratio.parts} if ratio is not None else set()
+    own = {low.a.digest, low.b.digest} if low is not None else set()
+    computed = {ref.digest for ref in (getattr(attached, n, None) for n in ("a", "b")) if ref}
+    for ref in attached.refs():  # type: ignore[attr-defined]
+        if ref.digest in own or (ref.digest in made_of and ref.digest not in computed):
+            continue
+        needs.use(ref)
+
+
+def without(needs: Mapping[Key, int], here: Mapping[Key, int]) -> int:
+    """Bytes of what is needed and not here."""
+    return sum(size for key, size in needs.items() if key not in here)
