@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -262,7 +263,7 @@ def _layout(config: Any, compiled: Compiled, dtype: torch.dtype) -> Layout:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Layout(
-        groups=tuple(last - first for first, last in zip(cuts, cuts[1:], strict=False)),
+        groups=tuple(last - first for first, last in pairwise(cuts)),
         heads=heads,
         key_width=width,
         value_width=width,

@@ -148,7 +148,8 @@ class Lane:
                 hop += 1
             if self._kv.keeps_hidden(layout, group):
                 self._keep(pools[group].hidden, attention.slots(group), hidden)
-        wanted, last = [], 0
+        wanted: list[int] = []
+        last = 0
         for row, size in zip(rows, new, strict=True):
             last += size
             wanted += range(last - row.work.outputs, last)
@@ -159,7 +160,7 @@ class Lane:
         if not wanted:
             return hidden.new_empty(0, 0, dtype=torch.float32)
         route.enter(hop)
-        logits = compiled.tail.run(hidden)[0].float()
+        logits: torch.Tensor = compiled.tail.run(hidden)[0].float()
         first = 0
         for row in rows:
             last = first + row.work.outputs

@@ -131,10 +131,8 @@ class Route:
             if found is not None:
                 found[1].load(self._resident.source(self._dtype))
             attached.append(found[1] if found is not None else None)
-        runs = [
-            Run(first, last, bound[first], attached[first])
-            for first, last in _runs([(*b.items(), id(a)) for b, a in zip(bound, attached, strict=True)])
-        ]  # fmt: skip
+        each = [(*keys.items(), id(own)) for keys, own in zip(bound, attached, strict=True)]
+        runs = [Run(first, last, bound[first], attached[first]) for first, last in _runs(each)]
         return RoutedLeaf(leaf, runs, self.frame, self._resident.tensors)
 
     def _linear(
@@ -146,10 +144,8 @@ class Route:
         bound: list[dict[str, Key]],
         own: Sequence[Binding],
     ) -> RoutedLinear:
-        runs = [
-            Run(first, last, bound[first])
-            for first, last in _runs([tuple(b.items()) for b in bound])
-        ]
+        each = [tuple(keys.items()) for keys in bound]
+        runs = [Run(first, last, bound[first]) for first, last in _runs(each)]
         rows = Rows()
         owners: dict[int, tuple[Chunk, list[tuple[int, int, int, float]]]] = {}
         for tenant, binding in enumerate(own):

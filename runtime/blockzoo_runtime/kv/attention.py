@@ -226,9 +226,10 @@ def attend(
     attention = _Attention(scale, sliding_window, softcap)
     if not plan.longer and len(plan.together) == 1 and plan.together[0].index is None:
         return attention.together(plan.together[0], query[0].transpose(0, 1), keys, values), None
-    _, heads, count, _ = query.shape
+    heads, count = query.shape[1:3]
     out = query.new_empty(1, count, heads, values.shape[-1])
     for rows in plan.together:
+        assert rows.index is not None
         queries = query[0].index_select(1, rows.index).transpose(0, 1)
         out.index_copy_(1, rows.index, attention.together(rows, queries, keys, values))
     for span in plan.longer:
