@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 
@@ -37,7 +38,7 @@ class KVCache:
     def __init__(self, memory: Memory, device: torch.device) -> None:
         self.memory = memory
         self.device = device
-        self._pools: dict[tuple[Layout, int], Pool] = {}
+        self._pools: dict[Layout, tuple[Pool, ...]] = {}
         self._cached: OrderedDict[tuple[Pool, int], None] = OrderedDict()  # oldest first
         self._live: set[Pages] = set()
         self._cached_bytes = 0
@@ -48,20 +49,24 @@ class KVCache:
         self._lock = threading.RLock()
         memory.add_reclaimer(_OWNER, self._reclaim)
 
-    def pool(self, layout: Layout, group: int) -> Pool:
-        """The pages of a group."""
-        pool = self._pools.get((layout, group))
-        if pool is None:
-            with self._lock:
-                budget = self.memory.budget
-                most = None if budget is None else budget // layout.page_bytes(group)
-                pool = Pool(layout, group, self.device, most)
-                pool = self._pools.setdefault((layout, group), pool)
-        return pool
+    def pools(self, layout: Layout) -> tuple[Pool, ...]:
+        """The pages of each group."""
+        pools = self._pools.get(layout)
+        if pools is None:
+            most = [self._most(layout.page_bytes(group)) for group in range(len(layout.groups))]
+            pools = tuple(
+                Pool(layout, group, self.device, pages) for group, pages in enumerate(most)
+            )
+            pools = self._pools.setdefault(layout, pools)
+        return pools
 
-    def pools(self, layout: Layout) -> list[Pool]:
-        """Those of all groups of a layout."""
-        return [self.pool(layout, group) for group in range(len(layout.groups))]
+    def _most(self, page_bytes: int) -> int | None:
+        budget = self.memory.budget
+        return None if budget is None else budget // page_bytes
+
+    def pool(self, layout: Layout, group: int) -> Pool:
+        """The pages of one group."""
+        return self.pools(layout)[group]
 
     def part_after(self, layout: Layout, group: int) -> None:
         """Keep the hidden states after a group from now on: tenants part there."""
@@ -152,24 +157,27 @@ class KVCache:
         count = -(-end // PAGE)
         if all(len(table) >= count for table in pages.tables):
             return True
-        wanted: list[tuple[Pool, list[int], int, bool]] = []
-        nbytes = 0
-        for pool, table in zip(self.pools(pages.layout), pages.tables, strict=True):
-            hidden, lacking = pool.hidden is not None, count - len(table)
-            wanted.append((pool, table, lacking, hidden))
-            nbytes += lacking * (pool.page_bytes_with_hidden if hidden else pool.page_bytes)
+        pools = self.pools(pages.layout)
+        # a group may stand further than the others, and than this step goes
+        lacking = [max(0, count - len(table)) for table in pages.tables]
+        hidden = [pool.hidden is not None for pool in pools]
+        nbytes = sum(
+            number * pool.page_bytes(kept)
+            for pool, number, kept in zip(pools, lacking, hidden, strict=True)
+        )
         # not under the lock: reclaimers of others take theirs
         if not self.memory.reserve(_OWNER, nbytes):
             return False
         with self._lock:
             try:
-                for pool, _, lacking, _ in wanted:
-                    pool.grow(lacking)
+                for pool, number in zip(pools, lacking, strict=True):
+                    pool.grow(number)
             except torch.OutOfMemoryError:
                 self.memory.free(_OWNER, nbytes)
                 return False
-            for pool, table, lacking, hidden in wanted:
-                table.extend(pool.take(hidden) for _ in range(lacking))
+            for group, pool in enumerate(pools):
+                taken = (pool.take(hidden[group]) for _ in range(lacking[group]))
+                pages.tables[group].extend(taken)
             self._bytes += nbytes
         return True
 
@@ -178,9 +186,10 @@ class KVCache:
     ) -> None:
         """Note that every group's KV stands up to slot ``end``; full pages become findable.
 
-        Where another page with the same content is findable already, this one stays private.
+        Where another page with the same content is findable already, this one stays private;
+        unless only this one has the hidden states that are kept now.
         """
-        pages.starts = [end] * len(pages.starts)
+        pages.starts = [max(start, end) for start in pages.starts]
         full = end // PAGE
         if upstream is None or full <= pages.published:
             return
@@ -190,8 +199,19 @@ class KVCache:
                 self.pools(pages.layout), pages.tables, upstream, strict=True
             ):
                 for index in range(pages.published, full):
-                    pool.content.publish(above, pages.chain[index], table[index])
+                    self._publish(pool, table[index], above, pages.chain[index])
             pages.published = full
+
+    def _publish(self, pool: Pool, page: int, upstream: str, digest: bytes) -> None:
+        other = pool.content.find(upstream, digest)
+        if other is not None:
+            if pool.has_hidden(other) or not pool.has_hidden(page):
+                return
+            if (pool, other) in self._cached:
+                self._free(self._drop(pool, other))
+            else:
+                pool.content.forget(other)
+        pool.content.publish(upstream, digest, page)
 
     def release(self, pages: Pages) -> None:
         """Let go of a sequence's pages; those that can be found stay cached."""
@@ -199,23 +219,38 @@ class KVCache:
             if pages not in self._live:
                 return
             self._live.remove(pages)
-            freed = 0
-            # the last pages first: what is left of a prefix is of use only from its beginning
-            for pool, table in zip(self.pools(pages.layout), pages.tables, strict=True):
-                for page in reversed(table):
-                    if pool.release(page):
-                        continue
-                    if page in pool.content:
-                        self._cached[pool, page] = None
-                        self._cached_bytes += pool.bytes_of(page)
-                    else:
-                        freed += pool.bytes_of(page)
-                        pool.free(page)
-                table.clear()
-            pages.starts = [0] * len(pages.starts)
-            pages.chain.clear()
-            pages.published = 0
+            pools, freed = self.pools(pages.layout), 0
+            # what is left of a prefix is of use only from its beginning, and in a group only
+            # where the groups before have it: evicted in the other order
+            for index in reversed(range(max(map(len, pages.tables)))):
+                for pool, table in zip(reversed(pools), reversed(pages.tables), strict=True):
+                    if index < len(table):
+                        freed += self._release(pool, table[index])
             self._free(freed)
+            pages.tables = [[] for _ in pools]
+            pages.starts = [0] * len(pools)
+            pages.chain, pages.published = [], 0
+
+    def _release(self, pool: Pool, page: int) -> int:
+        """One reference less to a page; returns how many bytes are free now."""
+        if pool.release(page):
+            return 0
+        nbytes = pool.bytes_of(page)
+        if page in pool.content:
+            self._cached[pool, page] = None
+            self._cached_bytes += nbytes
+            return 0
+        pool.free(page)
+        return nbytes
+
+    def _drop(self, pool: Pool, page: int) -> int:
+        """Free a cached page; returns its bytes."""
+        del self._cached[pool, page]
+        pool.content.forget(page)
+        pool.free(page)
+        nbytes = pool.bytes_of(page)
+        self._cached_bytes -= nbytes
+        return nbytes
 
     def _free(self, nbytes: int) -> None:
         self._bytes -= nbytes
@@ -226,22 +261,21 @@ class KVCache:
         freed = 0
         with self._lock:
             while freed < wanted and self._cached:
-                (pool, page), _ = self._cached.popitem(last=False)
-                pool.content.forget(page)
-                freed += pool.bytes_of(page)
-                pool.free(page)
+                freed += self._drop(*next(iter(self._cached)))
                 self._evictions += 1
-            self._cached_bytes -= freed
             self._free(freed)
-            for pool in self._pools.values():
+            for pool in self._all_pools():
                 pool.shrink()
         return freed
+
+    def _all_pools(self) -> Iterator[Pool]:
+        return chain.from_iterable(list(self._pools.values()))
 
     def stats(self) -> KVStats:
         """Figures as of now."""
         with self._lock:
             cached = len(self._cached)
-            used = sum(pool.occupied for pool in self._pools.values()) - cached
+            used = sum(pool.occupied for pool in self._all_pools()) - cached
             empty = sum(
                 len(table) * PAGE - start
                 for pages in self._live

@@ -45,8 +45,7 @@ class Pool:
         self.device = device
         self.capacity = 0
         self.content = Content()
-        self.page_bytes = layout.page_bytes(group)
-        self.page_bytes_with_hidden = layout.page_bytes(group, True)
+        self._page_bytes = (layout.page_bytes(group), layout.page_bytes(group, True))
         self.hidden: torch.Tensor | None = None
         self._most = most
         self._references: list[int] = []
@@ -74,13 +73,17 @@ class Pool:
         if self.hidden is None:
             self.hidden = self._empty_hidden(self.capacity)
 
+    def page_bytes(self, with_hidden: bool) -> int:
+        """Bytes of a page, with room for hidden states or without."""
+        return self._page_bytes[with_hidden]
+
     def has_hidden(self, page: int) -> bool:
         """Whether the hidden states of a page's tokens are kept in it."""
         return self._hidden[page]
 
     def bytes_of(self, page: int) -> int:
         """Bytes that are accounted for a page."""
-        return self.page_bytes_with_hidden if self._hidden[page] else self.page_bytes
+        return self._page_bytes[self._hidden[page]]
 
     def references(self, page: int) -> int:
         """How many hold a page."""
