@@ -7,13 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from blockzoo_runtime.workload import (
-    Assumptions,
-    Workload,
-    read_trace,
-    read_workload,
-    write_workload,
-)
+from blockzoo_runtime.traces import read_trace
+from blockzoo_runtime.workload import Assumptions, Workload, read_workload, write_workload
 
 from blockzoo.errors import UsageError
 
