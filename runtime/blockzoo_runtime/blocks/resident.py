@@ -26,6 +26,7 @@ from blockzoo.explore.values import format_bytes
 from blockzoo.tensors import TensorInfo, TensorRef
 from blockzoo_runtime.blocks.needs import Key, Needs, Place, without
 from blockzoo_runtime.blocks.stack import Stack
+from blockzoo_runtime.errors import NoRoomError
 from blockzoo_runtime.kv.memory import Memory
 
 _LOADERS = min(8, (os.cpu_count() or 1) + 1)
@@ -150,7 +151,7 @@ class ResidentTensors:
         try:
             for key in missing:
                 if not self.memory.reserve("weights", needs.nbytes[key]):
-                    raise UsageError(
+                    raise NoRoomError(
                         f"{format_bytes(needs.total)} of tensors do not fit beside what is in "
                         f"use: the memory budget is {format_bytes(limit or 0)}",
                         hint="give LLM a larger `memory`, or ask for fewer models at once",
