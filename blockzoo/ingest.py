@@ -1,6 +1,6 @@
 """Taking a checkpoint in: every tensor kept once, every file as a recipe, the chain on top.
 
-Called by :meth:`blockzoo.zoo.Zoo.ingest` and, to derive damaged objects again, by `repair`.
+Called by `arrival` and, to derive damaged objects again, by `repair`.
 Several threads hash and write; what is in memory at a time is a few chunks of each.
 """
 
@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,10 +24,10 @@ from blockzoo.progress import Progress
 from blockzoo.records import Block, Model, Part, Recipe
 from blockzoo.store.refs import split_name
 from blockzoo.store.session import Session
-from blockzoo.tensors import TensorRef
+from blockzoo.tensors import TensorInfo, TensorRef
 
 if TYPE_CHECKING:
-    from blockzoo.similarity.sketch import Sketch
+    from blockzoo.dedupe.incoming import Incoming
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -60,8 +61,8 @@ class Intake:
     progress : Progress
     what : str
         The name that progress is told under.
-    sketch : bool
-        Sketch new tensors while they are at hand, for a `dedupe` that follows.
+    incoming : Incoming, optional
+        Takes the tensors, to be stored after `run`; else they are written raw at once.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Intake:
         detached: bool,
         progress: Progress,
         what: str,
-        sketch: bool = False,
+        incoming: Incoming | None = None,
     ) -> None:
         self.session = session
         self.source = source
@@ -83,23 +84,29 @@ class Intake:
         self.detached = detached
         self.new_bytes = 0
         self.notes: list[str] = []
-        self.sketches: list[tuple[TensorRef, Sketch]] = []
-        self._sketch = sketch
+        self.blocks: Mapping[str, Block] = {}  # of a model's chain, after `run`
+        self._incoming = incoming
         self._done = 0
         self._total = 0
         self._progress = progress
         self._what = what
         self._guard = threading.Lock()
 
-    def run(self) -> Model:
+    def run(self, files: ExitStack | None = None) -> Model:
         """Write all objects of the checkpoint and return the model's record, written too.
+
+        Parameters
+        ----------
+        files : ExitStack, optional
+            Keeps the checkpoint open until it is closed itself, for `Incoming.store`.
 
         Raises
         ------
         SourceError
             Where the checkpoint cannot be taken in; nothing then refers to what was written.
         """
-        with open_checkpoint(self.source) as checkpoint:
+        with ExitStack() as own:
+            checkpoint = (files or own).enter_context(open_checkpoint(self.source))
             weights = [*checkpoint.weights, *checkpoint.other_weights]
             root = checkpoint.path
             self.notes += checkpoint.notes
@@ -123,13 +130,10 @@ class Intake:
 
         def keep(index: int) -> Part:
             span = file.spans[index]
-            data = file.bytes(span)
             if span.info is None:
                 self._advance(span.size, 0)
-                return self._literal(data)
-            digest, new = self.session.tensor(span.info, data)
-            if self._sketch and new:
-                self._keep_sketch(TensorRef(span.info.dtype, span.info.shape, digest), data)
+                return self._literal(file.bytes(span))
+            digest, new = self._tensor(span.info, lambda: file.bytes(span))
             digests[span.start, span.end] = digest
             self._advance(span.size, new)
             return Part("tensor", span.size, digest)
@@ -138,7 +142,7 @@ class Intake:
             if tensor.span and tensor.span.info == tensor.info:
                 digest = digests[tensor.span.start, tensor.span.end]
             else:
-                digest, new = self.session.tensor(tensor.info, tensor.data)
+                digest, new = self._tensor(tensor.info, lambda: tensor.data)
                 self._advance(0, new)
             return TensorRef(tensor.info.dtype, tensor.info.shape, digest)
 
@@ -147,13 +151,10 @@ class Intake:
             kept.update((tensor.name, refer(tensor)) for tensor in file.tensors)
         return self._recipe(root, file.path.relative_to(root), parts)
 
-    def _keep_sketch(self, ref: TensorRef, data: memoryview) -> None:
-        from blockzoo.similarity.sketch import bucket, sketch
-
-        if bucket(ref):
-            made = sketch(ref, data)
-            with self._guard:
-                self.sketches.append((ref, made))
+    def _tensor(self, info: TensorInfo, read: Callable[[], memoryview]) -> tuple[str, int]:
+        if self._incoming is not None:
+            return self._incoming.take(info, read)
+        return self.session.tensor(info, read())
 
     def _file(self, root: Path, path: Path) -> Recipe:
         file = MappedFile(root / path)
@@ -179,6 +180,7 @@ class Intake:
     ) -> Model:
         if checkpoint.kind == "model":
             parts = partition(checkpoint.config, kept)
+            self.blocks = parts.blocks
             for block in parts.blocks.values():
                 self.session.block(block)
             return Model("model", parts.family, parts.hops, recipes, parts.ties)

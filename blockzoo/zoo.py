@@ -7,24 +7,23 @@ in `ingest`, `export`, `repair` and the packages below.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockzoo.errors import BlockzooError, DamagedError, NotFoundError, SourceError, UsageError
+from blockzoo.errors import BlockzooError, NotFoundError, SourceError, UsageError
 from blockzoo.progress import Progress, silent
 from blockzoo.records import Block, Model
 from blockzoo.store.collect import YOUNG, GcPlan
 from blockzoo.store.layout import open_zoo
 from blockzoo.store.objects import Objects
-from blockzoo.store.refs import LATEST, Refs, split_name, tagged
-from blockzoo.store.session import NameLock, Session
+from blockzoo.store.refs import Refs, split_name, tagged
+from blockzoo.store.session import Session
 from blockzoo.tensors import TensorInfo
 
 if TYPE_CHECKING:
+    from blockzoo.arrival import Ingested
     from blockzoo.dedupe.plan import Level, Plan
     from blockzoo.explore.explorer import Explorer
     from blockzoo.explore.families import FamilyTree
@@ -34,42 +33,7 @@ if TYPE_CHECKING:
     from blockzoo.ingest import Base
     from blockzoo.store.check import Report
 
-_TRIES = 5  # of an ingest whose objects a collection takes away at the same time
 _SHORTEST_DIGEST = 8  # hex digits
-
-
-@dataclass(frozen=True)
-class Ingested:
-    """What an ingest did.
-
-    Parameters
-    ----------
-    name, digest, kind : str
-    bytes : int
-        Of the original files.
-    new_bytes : int
-        Of the tensors that the zoo did not have before.
-    seconds : float
-    already : bool
-        Whether this very model was under this name before.
-    detached : bool
-        Whether it is an adapter that waits for its base.
-    attached : tuple of str
-        Names of adapters that waited for this model and are attached to it now.
-    notes : tuple of str
-        Sentences about what is unusual.
-    """
-
-    name: str
-    digest: str
-    kind: str
-    bytes: int
-    new_bytes: int
-    seconds: float
-    already: bool
-    detached: bool = False
-    attached: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 class Zoo:
@@ -108,7 +72,7 @@ class Zoo:
         *,
         base: str | None = None,
         detached: bool = False,
-        sketch: bool = False,
+        dedupe: Level | None = None,
         progress: Progress = silent,
     ) -> Ingested:
         """Take a checkpoint in; only tensors that the zoo does not have are written.
@@ -124,8 +88,8 @@ class Zoo:
             For an adapter, its base's name in this zoo; by default what its config says.
         detached : bool
             Keep an adapter even though its base is absent.
-        sketch : bool
-            Sketch new tensors while they are read, for a `dedupe` that follows.
+        dedupe : {"fast", "small"}, optional
+            Keep what is near other tensors as differences from them, see `dedupe`.
         progress : Progress
 
         Raises
@@ -137,70 +101,50 @@ class Zoo:
         LockedError
             Where somebody is ingesting under the same name.
         """
-        from blockzoo.ingest import Intake, default_name
-
-        path = _locate(source)
-        check_apart(self.path, path)
-        if name is None:
-            full_name = str(source) if path != Path(source) else default_name(path)
-        else:
-            full_name = name
-        short, tag = split_name(full_name)
-        began = time.monotonic()
-        layout = self.objects.layout
-        with NameLock(layout, short):
-            before = self.refs.get(short).tags.get(tag or LATEST)
-            for _ in range(_TRIES):
-                with Session(self.objects) as session:
-                    intake = Intake(
-                        session,
-                        path,
-                        self.find_base,
-                        base=base,
-                        detached=detached,
-                        progress=progress,
-                        what=full_name,
-                        sketch=sketch,
-                    )
-                    model = intake.run()
-                    if not session.commit():
-                        continue
-                    already = before is not None and before.digest == model.digest
-                    if not already:  # while the session lives: a collection of the young waits
-                        target = tagged(model, intake.new_bytes)
-                        origin = str(path.resolve()) if path == Path(source) else str(source)
-                        self.refs.set(short, tag, target, "ingest", origin)
-                    break
-            else:
-                raise BlockzooError(
-                    "objects were collected as fast as they were written",
-                    hint="do not run `blockzoo gc --older-than 0` in a loop beside an ingest",
-                )
-        if intake.sketches:
-            from blockzoo.similarity.sketches import Sketches
-
-            Sketches(self.objects).put(intake.sketches)
-        attached: tuple[str, ...] = ()
-        if model.kind == "model":
-            try:
-                attached = self._attach(short, model)
-            except DamagedError as error:  # of others: this model stands
-                intake.notes.append(
-                    f"adapters that wait for it may not be attached: {error.message}"
-                )
-        seconds = time.monotonic() - began
-        return Ingested(
-            full_name,
-            model.digest,
-            model.kind,
-            model.nbytes,
-            intake.new_bytes,
-            seconds,
-            already,
-            model.detached,
-            attached,
-            tuple(intake.notes),
+        (done,) = self.ingest_all(
+            [source], name, base=base, detached=detached, dedupe=dedupe, progress=progress
         )
+        return done
+
+    def ingest_all(
+        self,
+        sources: Iterable[str | Path],
+        name: str | None = None,
+        *,
+        base: str | None = None,
+        detached: bool = False,
+        dedupe: Level | None = None,
+        failed: Callable[[str, Exception], None] | None = None,
+        progress: Progress = silent,
+    ) -> list[Ingested]:
+        """Take several checkpoints in together, adapters after what they may be adapters of.
+
+        Near-copies among them are found whatever their order. Parameters are those of `ingest`,
+        and ``failed``, which is told of each source that cannot be taken in; without it the
+        first such error is raised, and no name has been set for any of them.
+        """
+        from blockzoo.arrival import Arrivals
+
+        def fail(source: str, error: Exception) -> None:
+            raise error
+
+        found = []
+        for source in sources:
+            try:
+                path = _locate(source)
+                check_apart(self.path, path)
+                found.append((str(source), path, name))
+            except (BlockzooError, OSError) as error:
+                (failed or fail)(str(source), error)
+        arrivals = Arrivals(
+            self,
+            base=base,
+            detached=detached,
+            level=dedupe,
+            progress=progress,
+            failed=failed or fail,
+        )
+        return arrivals.run(found)
 
     def export(
         self,
@@ -392,7 +336,7 @@ class Zoo:
         model = self.model(name)
         short, tag = split_name(new_name)
         with Session(self.objects) as session:
-            self._rely_on(session, model)
+            self.rely_on(session, model)
             if not session.commit():
                 raise NotFoundError(f"{name!r} has just been collected")
             self.refs.set(short, tag, tagged(model), "tag", name)
@@ -427,33 +371,7 @@ class Zoo:
     def _repr_html_(self) -> str:
         return self.models()._repr_html_()
 
-    # inside
-
-    def _attach(self, name: str, model: Model) -> tuple[str, ...]:
-        """Attach the adapters that waited for a model of this name, where they fit."""
-        from blockzoo.ingest import Base, attach
-
-        attached = []
-        for ref in self.refs.all():
-            for digest in sorted({to.digest for to in ref.tags.values() if to.detached}):
-                waiting = self.objects.model(digest)
-                if name not in (waiting.wants, waiting.wants.rstrip("/").rpartition("/")[2]):
-                    continue
-                base = Base(model.digest, model, self.blocks_of(model))
-                with Session(self.objects) as session:
-                    try:
-                        blocks, config = self.blocks_of(waiting), self.config(waiting)
-                        whole = attach(session, waiting, blocks, config, base)
-                    except SourceError:
-                        continue  # it wants another model of the same name
-                    self._rely_on(session, model)
-                    if session.commit() and self.refs.swap(
-                        ref.name, digest, tagged(whole), "attach", name
-                    ):
-                        attached.append(ref.name)
-        return tuple(dict.fromkeys(attached))
-
-    def _rely_on(self, session: Session, model: Model) -> None:
+    def rely_on(self, session: Session, model: Model) -> None:
         """Touch everything a model needs, so that no collection takes it."""
         from blockzoo.store.reach import reach
 

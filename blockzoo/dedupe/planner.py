@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from blockzoo.dedupe.plan import Level, Plan, Step, names_of
 from blockzoo.dedupe.repack import packed_file
 from blockzoo.progress import Progress, silent
 from blockzoo.similarity.neighbours import FARTHEST, clusters, fold
+from blockzoo.similarity.sketch import bucket as bucket_of
 from blockzoo.similarity.sketches import Bucket, Sketches
 from blockzoo.store.objects import Objects
 from blockzoo.store.reach import reach, roots
@@ -22,7 +23,8 @@ from blockzoo.tensors import TensorInfo, TensorRef
 if TYPE_CHECKING:
     from blockzoo.zoo import Zoo
 
-_SMALLEST = 4096  # bytes; below this a packed file's own header eats what it saves
+#: bytes; below this a packed file's own header eats what it saves
+SMALLEST = 4096
 _SAMPLE = 1 << 17  # elements coded to estimate a step's result
 _WORTHWHILE = 0.97  # of raw
 _MANY = 8  # tensors; a reference that so many need stays raw, since it is read so often
@@ -36,6 +38,27 @@ class _Found:
     ref: TensorRef
     reference: TensorRef | None
     distance: float
+
+    @property
+    def codec(self) -> str:
+        if self.reference is None:
+            return ".planes"
+        return ".delta" if self.ref.shape == self.reference.shape else ".rows"
+
+    @property
+    def expected_share(self) -> float:
+        """Of raw; a guess from the distance."""
+        if self.reference is None:
+            return choose.ALONE.get(self.ref.dtype, 1.0)
+        return float(choose.expected_share(self.ref.dtype, np.array(self.distance)))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How a tensor is kept: a suffix in `codecs.PACKED`, and the reference's digest or ""."""
+
+    codec: str
+    reference: str
 
 
 def make_plan(
@@ -74,15 +97,11 @@ def make_plan(
     hot = _tensors_of(zoo, keep_raw)
     wanted = set(refs) if only is None else _tensors_of(zoo, only)
     used = set(found.references.values())
+    candidates, alone_already = _candidates(zoo.objects, refs, found.references)
     packed = {d for d in refs if _is_packed(zoo.objects, d)}
-    large = [ref for d, ref in refs.items() if ref.nbytes >= _SMALLEST and d not in packed]
+    pinned = hot | used | alone_already | (refs.keys() - wanted)
     chosen: list[_Found] = []
-    for bucket in Sketches(zoo.objects).buckets(large, progress):
-        pinned = {
-            ref.digest
-            for ref in bucket.refs
-            if ref.digest in hot or ref.digest in used or ref.digest not in wanted
-        }
+    for bucket in Sketches(zoo.objects).buckets(candidates, progress):
         chosen += _choose(bucket, pinned, alone, level)
     steps = [step for item in chosen if (step := _step(zoo.objects, item, places, level, sample))]
     back = [_unpack_step(zoo.objects, refs[d], places) for d in sorted(packed & hot)]
@@ -91,6 +110,47 @@ def make_plan(
     untouched = sum(_size(zoo.objects, d) for d in refs if d not in touched)
     references = len({step.reference for step in steps if step.reference} | used)
     return Plan(zoo, level, tuple(steps), references, untouched)
+
+
+def kept_for(
+    zoo: Zoo, sketches: Sketches, new: Mapping[str, TensorRef], level: Level
+) -> dict[str, Kept]:
+    """How tensors that are not in the zoo yet are best kept, references in the zoo included.
+
+    Parameters
+    ----------
+    sketches : Sketches
+        It knows those of the new tensors.
+    new : dict of str to TensorRef
+        By digest.
+
+    Returns
+    -------
+    dict of str to Kept
+        By digest; those that are not in it stay raw.
+    """
+    found = reach(zoo.objects, roots(zoo.refs))
+    for error in found.unread.values():
+        raise error
+    buckets = {bucket_of(ref) for ref in new.values()}
+    refs = {ref.digest: ref for b in found.blocks.values() for ref in b.tensors.values()}
+    near = {d: ref for d, ref in refs.items() if d not in new and bucket_of(ref) in buckets}
+    candidates, _ = _candidates(zoo.objects, near, found.references)
+    pinned, result = set(near), {}
+    for bucket in sketches.buckets([*candidates, *new.values()]):
+        for item in _choose(bucket, pinned, True, level):
+            if item.expected_share < _WORTHWHILE:
+                digest = item.reference.digest if item.reference else ""
+                result[item.ref.digest] = Kept(item.codec, digest)
+    return result
+
+
+def _candidates(
+    objects: Objects, refs: Mapping[str, TensorRef], references: Mapping[str, str]
+) -> tuple[list[TensorRef], set[str]]:
+    """What can be a reference or become a difference, and what of it is packed by itself."""
+    large = [ref for d, ref in refs.items() if ref.nbytes >= SMALLEST and d not in references]
+    return large, {ref.digest for ref in large if _is_packed(objects, ref.digest)}
 
 
 def undo_plan(zoo: Zoo) -> Plan:
@@ -163,23 +223,14 @@ def _step(
 ) -> Step | None:
     """What becomes of a tensor; None where coding a piece of it shows that nothing is saved."""
     ref, reference = item.ref, item.reference
-    if reference is None:
-        codec = ".planes"
-    else:
-        codec = ".delta" if ref.shape == reference.shape else ".rows"
-    if sample:
-        share = _measured_share(objects, item, level)
-    elif reference is None:
-        share = choose.ALONE.get(ref.dtype, 1.0)
-    else:
-        share = float(choose.expected_share(ref.dtype, np.array(item.distance)))
+    share = _measured_share(objects, item, level) if sample else item.expected_share
     if share >= _WORTHWHILE:
         return None
     before = raw.size(ref)
     name = places.get(ref.digest, ref.digest[:12])
     reference_digest = reference.digest if reference else ""
     after = int(before * share)
-    return Step(ref.digest, name, codec, reference_digest, item.distance, before, after)
+    return Step(ref.digest, name, item.codec, reference_digest, item.distance, before, after)
 
 
 def _measured_share(objects: Objects, item: _Found, level: Level) -> float:

@@ -145,6 +145,10 @@ class Sketches:
                 kept = ((digest.hex(), Sketch(values, norm)) for digest, norm, values in rows)
                 self._unwritten.update(kept)
 
+    def offer(self, made: Iterable[tuple[TensorRef, Sketch]]) -> None:
+        """Know sketches of tensors that are not in the zoo yet; nothing is written."""
+        self._unwritten.update((ref.digest, one) for ref, one in made)
+
     def _sketch(self, ref: TensorRef) -> Sketch:
         return sketch(*self.objects.tensor(ref.digest))
 

@@ -15,8 +15,12 @@ def map_file(path: Path) -> memoryview:
     try:
         return _map(path)
     except OSError as error:
-        if error.errno != errno.EMFILE or not raise_open_file_limit():
+        if error.errno != errno.EMFILE:
             raise
+        if not raise_open_file_limit():
+            raise BlockzooError(
+                "too many files are open", hint="raise the limit with `ulimit -n`"
+            ) from error
         return _map(path)
 
 
@@ -28,15 +32,15 @@ def _map(path: Path) -> memoryview:
 
 
 def raise_open_file_limit() -> bool:
-    """A mapped file keeps a descriptor, and a large model has more tensors than the usual 1,024."""
+    """Allow as many open files as may be; False where that is no more than now.
+
+    A mapped file keeps a descriptor, and a large model has more tensors than the usual 1,024.
+    """
     try:
         import resource
     except ImportError:  # Windows has no such limit
         return False
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft >= hard:
-        raise BlockzooError(
-            f"more than {hard} files are open", hint="raise the limit with `ulimit -n`"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return True
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft < hard

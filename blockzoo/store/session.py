@@ -93,11 +93,11 @@ class Session:
         expected = None
         if not self._expect_new:
             expected = tensor_digest(info, data)
-            if self._has("tensors", expected, raw.size(info)):
+            if self.has_tensor(info, expected):
                 return expected, 0
-        staged, digest = self._write_tensor(info, data)
+        staged, digest = self.stage_tensor(info, data)
         if expected is None:
-            self._expect_new = not self._has("tensors", digest, raw.size(info))
+            self._expect_new = not self.has_tensor(info, digest)
             if not self._expect_new:
                 staged.unlink()
                 return digest, 0
@@ -107,7 +107,11 @@ class Session:
         first = self._place("tensors", digest, raw.SUFFIX, staged, info.nbytes)
         return digest, info.nbytes if first else 0
 
-    def _write_tensor(self, info: TensorInfo, data: memoryview) -> tuple[Path, str]:
+    def has_tensor(self, info: TensorInfo, digest: str) -> bool:
+        """Whether a tensor is there; then `commit` makes sure that it still is."""
+        return self._has("tensors", digest, raw.size(info))
+
+    def stage_tensor(self, info: TensorInfo, data: memoryview) -> tuple[Path, str]:
         """Write a raw file under ``tmp/``; the digest is that of the very bytes written."""
         hasher = tensor_hasher(info, threads=1)
         staged = self._stage()
@@ -163,6 +167,18 @@ class Session:
             for staged, place in moves:
                 self._move(staged, place)
             list(pool.map(durable.flush_folder, {place.parent for _, place in moves}))
+
+    def place_tensors(self, staged: Sequence[tuple[str, str, Path]]) -> None:
+        """Move flushed files, as (digest, suffix, path), to their places, and flush the folders."""
+        places = [
+            self.layout.shard("tensors", digest) / (digest + suffix) for digest, suffix, _ in staged
+        ]
+        with self._guard:
+            self._used |= {("tensors", digest) for digest, _, _ in staged}
+        for place, (_, _, path) in zip(places, staged, strict=True):
+            self._move(path, place)
+        with ThreadPoolExecutor(_FLUSHES_AT_ONCE) as pool:
+            list(pool.map(durable.flush_folder, {place.parent for place in places}))
 
     def rely(self, folder: str, digest: str) -> None:
         """Count on an object that is in the zoo already: `commit` makes sure that it still is."""

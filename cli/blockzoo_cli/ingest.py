@@ -23,7 +23,8 @@ from blockzoo_cli.progress import bar
 from blockzoo_cli.verb import App, verb
 
 if TYPE_CHECKING:
-    from blockzoo.zoo import Ingested, Zoo
+    from blockzoo.arrival import Ingested
+    from blockzoo.zoo import Zoo
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the next source would fare no better
@@ -80,36 +81,36 @@ def command(
     for source in ordered:
         check_apart(app.path, Path(source))  # before a new zoo is made there
     zoo = app.zoo(create=True)
-    done: list[Ingested] = []
     failed: list[Failure] = []
-    last: Exception | None = None
+    errors: list[Exception] = []
+
+    def fail(source: str, error: Exception) -> None:
+        if _hopeless(error):
+            raise error
+        errors.append(error)
+        message, hint, _ = explain(error)
+        failed.append(Failure(source, message, hint))
+        if len(ordered) > 1:
+            app.output.complain(f"{source}: {message}", hint)
+
     with bar(app.output) as progress:
-        for source in ordered:
-            try:
-                done.append(
-                    zoo.ingest(
-                        source,
-                        name,
-                        base=base,
-                        detached=detached,
-                        sketch=dedupe,
-                        progress=progress,
-                    )
-                )
-            except (BlockzooError, OSError) as error:
-                if _hopeless(error):
-                    raise
-                last = error
-                message, hint, _ = explain(error)
-                failed.append(Failure(source, message, hint))
-                if len(ordered) > 1:
-                    app.output.complain(f"{source}: {message}", hint)
-        if dedupe and done:
-            names = [one.name for one in done]
-            plan = zoo.dedupe(level=level, only=names, sample=False, progress=progress)
-            plan.execute(progress)
-    if last is not None and len(ordered) == 1:
-        raise last
+        # without --dedupe one by one: each that is done has its name, whatever befalls the next
+        rounds = [ordered] if dedupe else [[source] for source in ordered]
+        done = [
+            one
+            for sources_ in rounds
+            for one in zoo.ingest_all(
+                sources_,
+                name,
+                base=base,
+                detached=detached,
+                dedupe=level if dedupe else None,
+                failed=fail,
+                progress=progress,
+            )
+        ]
+    if errors and len(ordered) == 1:
+        raise errors[-1]
     _tell(app, zoo, done, failed)
     if failed:
         raise (SomeSourcesFailed if done else BlockzooError)(

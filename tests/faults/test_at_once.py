@@ -131,7 +131,7 @@ def test_a_long_ingest_keeps_what_it_used_at_its_start(sources: Path, tmp_path: 
     model = zoo.model("model0")
     zoo.remove("model0")
     with Session(zoo.objects) as session:
-        zoo._rely_on(session, model)
+        zoo.rely_on(session, model)
         for path in zoo.path.rglob("*.*"):
             os.utime(path, (1, 1))  # … which is long ago by now
         assert session.commit()
