@@ -54,7 +54,7 @@ class Work:
 
 @dataclass
 class _Row:
-    """A work with where it begins in each group."""
+    """A work with where it begins in each group: at its end where all stands already."""
 
     work: Work
     starts: list[int]
@@ -104,11 +104,15 @@ class Lane:
         tenants = self._tenants(works)
         place = {tenant.digest: i for i, tenant in enumerate(tenants)}
         order = sorted(range(len(works)), key=lambda i: place[works[i].tenant.digest])
-        rows = [_Row(works[i], list(works[i].pages.starts)) for i in order]
-        owners = [place[row.work.tenant.digest] for row in rows]
+        rows = [_Row(works[i], [min(start, works[i].end) for start in works[i].pages.starts])
+                for i in order]  # fmt: skip
         route = self._routed(tenants)
         for row in rows:
             self._prefix(row)
+        rows = [row for row in rows if row.new]  # a chunk of nothing but a prefix is done
+        owners = [place[row.work.tenant.digest] for row in rows]
+        if not rows:
+            return torch.empty(0, 0), order
         try:
             return self._run(route, rows, owners), order
         finally:
@@ -225,20 +229,21 @@ class Lane:
         if not isinstance(prefix, Prefix):
             return
         stored = None
+        end = min(prefix.tokens, row.work.end)
         for group, start in enumerate(row.starts):
-            if start >= prefix.tokens:
+            if start >= end:
                 continue
             if stored is None:  # (layers, 2, tokens, heads, width)
                 stored = prefix.keys_values(self._resident.source(tenant.dtype)).transpose(2, 3)
             table = row.work.pages.tables[group]
-            slots = [table[s // PAGE] * PAGE + s % PAGE for s in range(start, prefix.tokens)]
+            slots = [table[s // PAGE] * PAGE + s % PAGE for s in range(start, end)]
             index = torch.tensor(slots, device=self._resident.device)
             first = sum(self._layout.groups[:group])
-            own = stored[first : first + self._layout.groups[group], :, start:]
+            own = stored[first : first + self._layout.groups[group], :, start:end]
             pool = self._kv.pool(self._layout, group)
             pool.keys.index_copy_(1, index, own[:, 0])
             pool.values.index_copy_(1, index, own[:, 1])
-            row.starts[group] = prefix.tokens
+            row.starts[group] = end
 
     def _tenants(self, works: Sequence[Work]) -> list[Tenant]:
         """The works' tenants, those that share most side by side."""
@@ -306,7 +311,8 @@ class _Joined:
             for row in rows:
                 start, end = row.starts[group], row.work.end
                 counts.append(end - start)
-                spans.append(Span(first, start, end, row.work.pages.tables[group]))
+                if start < end:
+                    spans.append(Span(first, start, end, row.work.pages.tables[group]))
                 first += end - start
             self.counts.append(counts)
             self.spans.append(spans)
