@@ -141,6 +141,9 @@ class Lane:
                 part = compiled.hops[hop - 1]
                 if layout.group_of(part.depth)[0] != group:
                     break
+                if not hidden.shape[1]:  # all of the group stands already
+                    hop += 1
+                    continue
                 kind = part.layer_type
                 if kind not in arguments:
                     given = {name: joined.take(value, group)

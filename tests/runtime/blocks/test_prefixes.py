@@ -64,7 +64,7 @@ def test_virtual_tokens_are_part_of_what_is_shared(real_zoo: Zoo, shared: Path) 
     stepper = Stepper(real_zoo)
     model = reference(shared / "family" / "trec-prefix")
     for chunk in (3, 99):
-        rows = [stepper.row("trec-prefix", PROMPT + [i], 5, chunk=chunk) for i in (1, 2)]
+        rows = [stepper.row("trec-prefix", [*PROMPT, i], 5, chunk=chunk) for i in (1, 2)]
         stepper.run(rows)
         for row in rows:
             assert_equal(row, model)
