@@ -104,6 +104,7 @@ class _Plan:
                 for slot in range(span.start, span.end)
             ],
             device=device,
+            dtype=torch.long,
         )  # where each packed token's keys and values go
         single = sorted(
             (span for span in spans if span.end - span.start == 1), key=lambda span: span.end
