@@ -7,12 +7,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from blockzoo_runtime.engine.request import Completion, Piece, Prompt, Request, Sampling
+from blockzoo_runtime.engine.request import (
+    Completion,
+    Failed,
+    Piece,
+    Prompt,
+    Request,
+    Sampling,
+    Scored,
+)
+from blockzoo_runtime.errors import BusyError
 
 if TYPE_CHECKING:
     from blockzoo_runtime.llm import LLM
 
-__all__ = ["LLM", "Completion", "Piece", "Prompt", "Request", "Sampling"]
+__all__ = [
+    "LLM",
+    "BusyError",
+    "Completion",
+    "Failed",
+    "Piece",
+    "Prompt",
+    "Request",
+    "Sampling",
+    "Scored",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,40 +1,37 @@
-"""The front door: many models of one zoo, answering from one set of tensors.
+"""The front door: many models of one zoo, answering together from one set of tensors.
 
-Requests of a call are checked before any runs; those of one model run as one batch, one model
-after another, and come back in the order they were given. Names are looked up in the zoo at
-each call, so a model ingested or replaced meanwhile is served at the next.
+Requests of all callers run in one engine, whatever their models. Names are looked up in the zoo
+at each request, so a model ingested or replaced meanwhile is served at the next.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal
 
 import torch
 
 from blockzoo.errors import BlockzooError, UsageError
-from blockzoo.explore.table import Column, Table
-from blockzoo.explore.values import format_bytes
+from blockzoo.explore.table import Table
 from blockzoo.zoo import Zoo
 from blockzoo_runtime.blocks.resident import ResidentTensors, parse_bytes
-from blockzoo_runtime.engine.batch import run
-from blockzoo_runtime.engine.request import Completion, Piece, Prompt, Request, Sampling
-from blockzoo_runtime.engine.row import Row
-from blockzoo_runtime.tenant import Tenant, Tenants, parse_dtype
+from blockzoo_runtime.engine.engine import Engine
+from blockzoo_runtime.engine.handle import Stream
+from blockzoo_runtime.engine.holdings import holdings
+from blockzoo_runtime.engine.prepare import Asked, Scorable, generation, sampling_of, scoring
+from blockzoo_runtime.engine.request import Failed, Piece, Request
+from blockzoo_runtime.engine.scheduler import Limits
+from blockzoo_runtime.engine.sequence import Generation
+from blockzoo_runtime.engine.stats import EngineStats, Tally
+from blockzoo_runtime.kv.cache import KVCache
+from blockzoo_runtime.kv.memory import Memory
+from blockzoo_runtime.tenant import Tenants, parse_dtype
 
-Asked = Request | tuple[str, Prompt]
-
-_MEMORY = (
-    Column("model"),
-    Column("digest", kind="digest"),
-    Column("dtype"),
-    Column("tensors", kind="int"),
-    Column("bytes", "uses", kind="bytes"),
-    Column("resident_bytes", "resident", kind="bytes"),
-    Column("shared_bytes", "shared", kind="bytes"),
-)
+OnError = Literal["raise", "return"]
 
 
 class LLM:
@@ -48,19 +45,24 @@ class LLM:
     dtype : str or torch.dtype
         What floats are computed in; ``"auto"``: each checkpoint's own.
     memory : str or int, optional
-        A budget for resident tensors, such as ``"8GiB"``, or bytes. None: no limit.
+        A budget for weights and KV together, such as ``"8GiB"``, or bytes. None: no limit.
     max_batch : int
-        How many requests of one model run at once.
+        How many requests run in one step.
+    max_step_tokens : int
+        How many tokens of prompts are computed in one step, beside one of each other request.
+    max_waiting : int
+        How many requests of one model may wait before more are refused.
 
     Raises
     ------
     NoZooError
     UsageError
-        For a device, dtype or amount of memory that does not exist.
+        For a device, dtype or amount that does not exist.
 
     Notes
     -----
-    May be used from several threads; steps take turns.
+    May be used from any threads and from asyncio, at once. Use it as a context manager, or call
+    `close`, to give its memory back at a known time.
     """
 
     def __init__(
@@ -71,26 +73,44 @@ class LLM:
         memory: str | int | None = None,
         *,
         max_batch: int = 64,
+        max_step_tokens: int = 512,
+        max_waiting: int = 1024,
     ) -> None:
-        if max_batch < 1:
-            raise UsageError(f"max_batch is {max_batch}, not 1 or more")
+        limits = {"max_batch": max_batch, "max_step_tokens": max_step_tokens,
+                  "max_waiting": max_waiting}  # fmt: skip
+        for name, value in limits.items():
+            if value < 1:
+                raise UsageError(f"{name} is {value}, not 1 or more")
         self.zoo = zoo if isinstance(zoo, Zoo) else Zoo(zoo, create=False)
         self.device = _device(device)
-        self._max_batch = max_batch
-        self._resident = ResidentTensors(self.zoo.tensor, self.device, parse_bytes(memory))
+        budget = Memory(parse_bytes(memory))
+        self._kv = KVCache(budget, self.device)
+        self._resident = ResidentTensors(self.zoo.tensor, self.device, budget)
         own = isinstance(dtype, str) and dtype == "auto"
         self._tenants = Tenants(self.zoo, self._resident, None if own else parse_dtype(str(dtype)))
+        self._engine = Engine(
+            self._resident,
+            self._kv,
+            Limits(max_batch, max_step_tokens, max_waiting),
+            self._tenants.knows,
+        )
 
-    def generate(self, requests: Iterable[Asked], **sampling: Any) -> list[Completion]:
+    def generate(
+        self, requests: Iterable[Asked], *, on_error: OnError = "raise", **sampling: Any
+    ) -> list[Any]:
         """Answer requests, of any mixture of models.
 
         Parameters
         ----------
         requests : iterable of (name, prompt) or Request
             A prompt is text, token ids, or chat messages.
+        on_error : {"raise", "return"}
+            Whether the first request that fails ends the call, or has a `Failed` among the
+            results.
         **sampling
             The values of `Sampling` for requests that do not bring their own: max_new_tokens,
-            temperature, top_k, top_p, seed, stop, ignore_eos, logprobs.
+            temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty,
+            presence_penalty, seed, stop, ignore_eos, logprobs.
 
         Returns
         -------
@@ -100,108 +120,200 @@ class LLM:
         Raises
         ------
         NotFoundError, UnservableError, UsageError
-            By name, before anything runs.
+            By name; what can be known before anything runs is raised before anything runs.
         """
-        prepared = self._prepare(requests, _sampling(sampling))
-        completions: dict[int, Completion] = {}
-        for tenant, rows in _by_tenant(prepared):
-            for row, text in run(tenant, rows, self._max_batch):
-                piece = row.piece(text, tenant.digest, tenant.blocks)
-                if piece.completion is not None:
-                    completions[row.index] = piece.completion
-        return [completions[index] for index in range(len(prepared))]
+        return self._run(self._generations(requests, sampling, on_error), on_error)
+
+    def score(
+        self,
+        texts: Iterable[Scorable],
+        *,
+        on_error: OnError = "raise",
+    ) -> list[Any]:
+        """How likely models find texts, token by token.
+
+        Parameters
+        ----------
+        texts : iterable of (name, text) or (name, prompt, continuation)
+            Each text, prompt or continuation as text or as token ids. Of (name, text) every
+            token but the first is scored; of the other only the continuation's.
+        on_error : {"raise", "return"}
+            As in `generate`, whose errors may come too.
+
+        Returns
+        -------
+        list of Scored
+            In the order of the texts.
+        """
+        prepared = [
+            _attempt(on_error, _model_of(asked), partial(scoring, self._tenants, asked))
+            for asked in texts
+        ]
+        return self._run(prepared, on_error)
 
     def stream(self, request: Asked, **sampling: Any) -> Iterator[Piece]:
         """Answer one request, token by token; the last piece has the whole completion.
 
-        Parameters and errors are `generate`'s; errors come with the call, not the first piece.
+        Parameters and errors are `generate`'s; those known at once come with the call, not the
+        first piece. Letting go of the iterator cancels the request.
+
+        Raises
+        ------
+        BusyError
+            Where too many requests for the model wait already.
         """
-        [(tenant, row)] = self._prepare([request], _sampling(sampling))
-        return (
-            row.piece(text, tenant.digest, tenant.blocks)
-            for _, text in run(tenant, [row], self._max_batch)
-        )
+        one = generation(self._tenants, request, sampling_of(sampling), streamed=True)
+        self._engine.submit(one)
+        return Stream(one.handle)
+
+    async def agenerate(
+        self, requests: Iterable[Asked], *, on_error: OnError = "raise", **sampling: Any
+    ) -> list[Any]:
+        """`generate` for asyncio; a task that is cancelled cancels its requests.
+
+        Raises
+        ------
+        BusyError
+            Where too many requests for a model wait already: it does not wait for room.
+        """
+        asked = list(requests)
+        prepared = await asyncio.to_thread(self._generations, asked, sampling, on_error)
+        try:
+            submitted = [self._submitted(one, on_error, wait=False) for one in prepared]
+            return [await _awaited(one, on_error) for one in submitted]
+        finally:
+            _cancel(prepared)
+
+    async def astream(self, request: Asked, **sampling: Any) -> AsyncIterator[Piece]:
+        """`stream` for asyncio; closing the generator cancels the request."""
+        shared = sampling_of(sampling)
+        one = await asyncio.to_thread(generation, self._tenants, request, shared, True)
+        self._engine.submit(one)
+        try:
+            async for piece in one.handle.pieces():
+                yield piece
+        finally:
+            one.handle.cancel()
+
+    def load(self, name: str, *, pin: bool = False) -> None:
+        """Bring a model's weights in before anybody asks for it.
+
+        Parameters
+        ----------
+        name : str
+        pin : bool
+            Whether they stay until `unpin`, whoever else needs the memory.
+        """
+        tenant = self._tenants.get(name)
+        self._resident.load(tenant.digest, tenant.needs)
+        if pin:
+            self._engine.pin(tenant)
+
+    def unpin(self, name: str) -> None:
+        """Let a model's weights go when others need the memory."""
+        self._engine.unpin(self._tenants.get(name))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all resident tensors."""
+        """Bytes of all resident tensors, without KV."""
         return self._resident.nbytes
 
+    def stats(self, *, reset: bool = False) -> EngineStats:
+        """What the engine has done.
+
+        Parameters
+        ----------
+        reset : bool
+            Whether to count from zero afterwards.
+        """
+        running, waiting = self._engine.counts()
+        by_model = {row["model"]: row["resident_bytes"] for row in self.memory()}
+        stats = self._engine.tally.stats(running, waiting, self._kv.stats(), self.nbytes, by_model)
+        if reset:
+            self._engine.tally = Tally()
+        return stats
+
     def memory(self) -> Table:
-        """What is resident, by model; bytes that several of them use count once in the note."""
-        loaded = [tenant for _, tenant in self._tenants]
-        users: dict[Any, int] = {}
-        for tenant in loaded:
-            for key in tenant.needs:
-                users[key] = users.get(key, 0) + 1
-        rows = []
-        for tenant in loaded:
-            here = {key: size for key, size in tenant.needs.items() if key in self._resident}
-            rows.append(
-                {
-                    "model": ", ".join(self._tenants.names(tenant.digest)),
-                    "digest": tenant.digest,
-                    "dtype": str(tenant.dtype).removeprefix("torch."),
-                    "tensors": len(tenant.needs),
-                    "bytes": sum(tenant.needs.values()),
-                    "resident_bytes": sum(here.values()),
-                    "shared_bytes": sum(size for key, size in here.items() if users[key] > 1),
-                }
-            )
-        budget = self._resident.budget
-        limit = f" of {format_bytes(budget)}" if budget is not None else ""
-        note = f"{len(self._resident):,} tensors, {format_bytes(self.nbytes)}{limit} resident"
-        return Table("memory", _MEMORY, rows, f"{note} on {self.device}")
+        """What is in memory, by model; bytes that several of them use count once in the note."""
+        return holdings(self._tenants, self._resident, self._kv.stats(), self._engine.kv_bytes())
+
+    def close(self) -> None:
+        """End the engine; requests that have not ended fail."""
+        self._engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"LLM({str(self.zoo.path)!r}, device={str(self.device)!r})\n{self.memory()!r}"
 
-    def _prepare(self, requests: Iterable[Asked], shared: Sampling) -> list[tuple[Tenant, Row]]:
-        prepared = []
-        for index, asked in enumerate(requests):
-            request = asked if isinstance(asked, Request) else Request(*_pair(asked))
-            sampling = request.sampling or shared
-            tenant = self._tenants.get(request.model)
-            try:
-                prompt = tenant.encode(request.prompt)
-                most = tenant.room(len(prompt), sampling.max_new_tokens)
-                if sampling.stops and tenant.tokenizer is None:
-                    raise UsageError("stop strings need a tokenizer, and it has none")
-            except BlockzooError as error:
-                named = f"{request.model}: {error.message}"
-                raise type(error)(named, hint=error.hint) from error
-            decode = tenant.tokenizer.decode if tenant.tokenizer else None
-            row = Row(
-                index, request.model, prompt, sampling, most, tenant.eos, decode, tenant.process
-            )
-            prepared.append((tenant, row))
-        return prepared
+    def _generations(
+        self, requests: Iterable[Asked], sampling: dict[str, Any], on_error: OnError
+    ) -> list[Generation | Failed]:
+        shared = sampling_of(sampling)
+        return [
+            _attempt(on_error, _model_of(asked), partial(generation, self._tenants, asked, shared))
+            for asked in requests
+        ]
+
+    def _run(self, prepared: Sequence[Any], on_error: OnError) -> list[Any]:
+        try:
+            submitted = [self._submitted(one, on_error, wait=True) for one in prepared]
+            return [
+                one if isinstance(one, Failed) else _attempt(on_error, one.model, one.handle.result)
+                for one in submitted
+            ]
+        finally:
+            _cancel(prepared)
+
+    def _submitted(self, one: Any, on_error: OnError, *, wait: bool) -> Any:
+        if isinstance(one, Failed):
+            return one
+
+        def submit() -> Any:
+            self._engine.submit(one, wait=wait)
+            return one
+
+        return _attempt(on_error, one.model, submit)
 
 
-def _by_tenant(prepared: list[tuple[Tenant, Row]]) -> list[tuple[Tenant, list[Row]]]:
-    grouped: dict[str, tuple[Tenant, list[Row]]] = {}
-    for tenant, row in prepared:
-        grouped.setdefault(tenant.digest, (tenant, []))[1].append(row)
-    return list(grouped.values())
+def _attempt(on_error: OnError, model: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except BlockzooError as error:
+        if on_error == "raise":
+            raise
+        return Failed(model, error)
 
 
-def _sampling(values: dict[str, Any]) -> Sampling:
-    known = {field.name for field in dataclasses.fields(Sampling)}
-    if unknown := sorted(set(values) - known):
-        raise UsageError(
-            f"there is no sampling value {', '.join(unknown)}",
-            hint=f"there are {', '.join(sorted(known))}",
-        )
-    return Sampling(**values)
+async def _awaited(one: Any, on_error: OnError) -> Any:
+    if isinstance(one, Failed):
+        return one
+    try:
+        return await one.handle.wait()
+    except BlockzooError as error:
+        if on_error == "raise":
+            raise
+        return Failed(one.model, error)
 
 
-def _pair(asked: Any) -> tuple[str, Prompt]:
-    if not isinstance(asked, (tuple, list)) or len(asked) != 2 or not isinstance(asked[0], str):
-        raise UsageError(
-            f"a request is (name, prompt) or a Request, not {type(asked).__name__}",
-            hint='such as llm.generate([("acme/sql", "Question: …")])',
-        )
-    return asked[0], asked[1]
+def _cancel(prepared: Iterable[Any]) -> None:
+    """Nobody waits for these any more; those that have ended do not care."""
+    for one in prepared:
+        if not isinstance(one, Failed):
+            one.handle.cancel()
+
+
+def _model_of(asked: Any) -> str:
+    return asked.model if isinstance(asked, Request) else str(asked[0])
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -179,6 +179,10 @@ class Tenants:
     def __iter__(self) -> Any:
         return iter(self._loaded.items())
 
+    def knows(self, digest: str) -> bool:
+        """Whether some name that was asked for means this model."""
+        return digest in self._loaded
+
     def names(self, digest: str) -> list[str]:
         """The names by which a loaded model was last asked for."""
         return sorted(name for name, meant in self._names.items() if meant == digest)

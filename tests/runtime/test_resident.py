@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from blockzoo_runtime import LLM
+from blockzoo_runtime.blocks.needs import Needs
 from blockzoo_runtime.blocks.resident import ResidentTensors, parse_bytes
+from blockzoo_runtime.kv.memory import Memory
 
 from blockzoo.errors import UsageError
 from blockzoo.tensors import TensorInfo, TensorRef
@@ -49,10 +51,13 @@ def test_a_tensor_of_the_compute_dtype_is_not_copied(real_zoo: Zoo) -> None:
     block = real_zoo.blocks_of(real_zoo.model("base"))
     ref = max((r for b in block.values() for r in b.tensors.values()), key=lambda r: r.nbytes)
     mapped = real_zoo.tensor(ref.digest)
-    resident = ResidentTensors(lambda digest: mapped, torch.device("cpu"))
+    resident = ResidentTensors(lambda digest: mapped, torch.device("cpu"), Memory(None))
+    for dtype in (torch.bfloat16, torch.float32):
+        needs = Needs(dtype)
+        needs.use(ref)
+        resident.load(str(dtype), needs)
     tensor = resident.source(torch.bfloat16).tensor(ref)
     assert tensor.data_ptr() == np.frombuffer(mapped[1], np.uint8).ctypes.data
-    assert resident.source(torch.bfloat16).tensor(ref) is tensor
     wide = resident.source(torch.float32).tensor(ref)
     assert torch.equal(wide, tensor.float())
     assert resident.nbytes == tensor.nbytes + wide.nbytes
@@ -85,16 +90,15 @@ def test_a_budget_too_small_for_one_chain_is_told(real_zoo: Zoo) -> None:
         llm.generate([("base", "hello")])
 
 
-def test_the_least_recently_used_tensor_goes_first() -> None:
+def test_the_least_recently_used_tenant_goes_first() -> None:
     info = TensorInfo("F32", (4,))
     resident = ResidentTensors(
-        lambda digest: (info, memoryview(bytes(16))), torch.device("cpu"), budget=32
+        lambda digest: (info, memoryview(bytes(16))), torch.device("cpu"), Memory(32)
     )
-    source = resident.source(torch.float32)
-    a, b, c = (TensorRef("F32", (4,), digest) for digest in "abc")
-    for ref in (a, b, a, c):
-        with resident.using({(ref.digest, torch.float32): 16}):
-            source.tensor(ref)
+    for digest in "abac":
+        needs = Needs(torch.float32)
+        needs.use(TensorRef("F32", (4,), digest))
+        resident.load(f"tenant {digest}", needs)
     assert ("a", torch.float32) in resident and ("c", torch.float32) in resident
     assert ("b", torch.float32) not in resident
     assert resident.nbytes == 32
@@ -114,7 +118,7 @@ def test_fused_experts_are_resident_once_and_not_beside_their_parts(tmp_path: Pa
     zoo.ingest(tmp_path / "moe")
     prompts = [[1, 2, 3], [9, 8, 7, 6, 5], [4]]
     size = distinct_bytes(zoo, ("moe",))
-    for llm in (LLM(zoo, device="cpu"), LLM(zoo, device="cpu", memory=size)):
+    for llm in (LLM(zoo, device="cpu"), LLM(zoo, device="cpu", memory=size + 20_000)):
         out = llm.generate([("moe", p) for p in prompts], max_new_tokens=8)
         model = reference(tmp_path / "moe")
         assert [list(o.token_ids) for o in out] == [answer(model, p, 8) for p in prompts]

@@ -12,9 +12,6 @@ import torch
 
 from blockzoo.errors import UnservableError
 
-Process = Callable[[list[int], torch.Tensor], torch.Tensor]
-"""``(all tokens so far, logits (V,)) -> scores (V,)``."""
-
 #: keys and transformers' classes for them, in transformers' order
 _PROCESSORS = {
     "sequence_bias": "SequenceBiasLogitsProcessor",
@@ -55,29 +52,53 @@ def processing(config: Mapping[str, Any], device: torch.device) -> Process | Non
                 f"its generation_config.json sets {key} to {config[key]!r}, "
                 "which is not applied here"
             )
-    asked = {
-        key: config[key]
-        for key in _PROCESSORS
-        if config.get(key) is not None and config[key] != _WITHOUT_EFFECT.get(key)
-    }
-    if not asked:
-        return None
-    from transformers.generation import logits_process
+    process = Process(config, device)
+    return process if process else None
 
-    made: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = []
-    for key, value in asked.items():
-        kind = getattr(logits_process, _PROCESSORS[key])
-        if key == "bad_words_ids":
-            made.append(kind(value, eos_token_id=config.get("eos_token_id")))
-        elif key == "suppress_tokens":
-            made.append(kind(value, device=device))
-        else:
-            made.append(kind(value))
 
-    def process(ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+class Process:
+    """Processors that act on logits in transformers' order.
+
+    Parameters
+    ----------
+    config : mapping
+        Keys of a generation config; others than `_PROCESSORS` are ignored.
+    device : torch.device
+    """
+
+    def __init__(self, config: Mapping[str, Any], device: torch.device) -> None:
+        self._device = device
+        self._asked = {
+            key: config[key]
+            for key in (*_PROCESSORS, "eos_token_id")
+            if config.get(key) is not None and config[key] != _WITHOUT_EFFECT.get(key)
+        }
+        self._made = [
+            self._make(key, self._asked[key]) for key in _PROCESSORS if key in self._asked
+        ]
+
+    def __bool__(self) -> bool:
+        return bool(self._made)
+
+    def __call__(self, ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+        """Scores (V,) from logits (V,) float32 after all the tokens so far."""
         tokens, scores = torch.tensor([ids], device=logits.device), logits[None]
-        for processor in made:
+        for processor in self._made:
             scores = processor(tokens, scores)
         return scores[0]
 
-    return process
+    def with_penalty(self, repetition: float) -> Process:
+        """The same, with a request's own repetition penalty."""
+        return Process(self._asked | {"repetition_penalty": float(repetition)}, self._device)
+
+    def _make(self, key: str, value: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        from transformers.generation import logits_process
+
+        kind = getattr(logits_process, _PROCESSORS[key])
+        if key == "bad_words_ids":
+            made = kind(value, eos_token_id=self._asked.get("eos_token_id"))
+        elif key == "suppress_tokens":
+            made = kind(value, device=self._device)
+        else:
+            made = kind(value)
+        return made  # type: ignore[no-any-return]

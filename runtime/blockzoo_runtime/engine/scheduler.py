@@ -169,8 +169,8 @@ class Scheduler:
         """What a tenant with something to do was charged."""
         return self._accounts[tenant].charge
 
-    def add(self, job: Job) -> None:
-        """Take a job on.
+    def check(self, job: Job) -> None:
+        """Whether there is room for a job in the queue.
 
         Raises
         ------
@@ -182,6 +182,10 @@ class Scheduler:
                 f"{job.tenant}: {self._limits.waiting:,} of its requests are waiting already",
                 hint="try again later",
             )
+
+    def add(self, job: Job) -> None:
+        """Take a job on. Raises what `check` does."""
+        self.check(job)
         self._added += 1
         job.order = self._added
         self._accounts.open(job.tenant)

@@ -1,0 +1,201 @@
+"""The memory that requests run in: pages of the KV cache, and weights brought in beside the steps.
+
+Weights are loaded by a thread of their own, one model after another, while the engine goes on
+with those that are here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from blockzoo.errors import BlockzooError, UnservableError, UsageError
+from blockzoo.explore.values import format_bytes
+from blockzoo_runtime.engine.scheduler import Job
+from blockzoo_runtime.engine.sequence import Sequence
+from blockzoo_runtime.errors import NoRoomError
+
+if TYPE_CHECKING:
+    from blockzoo_runtime.blocks.needs import Key
+    from blockzoo_runtime.blocks.resident import ResidentTensors
+    from blockzoo_runtime.kv.cache import KVCache
+    from blockzoo_runtime.tenant import Tenant
+
+#: the share of the budget that several models' weights leave to KV
+_FOR_KV = 1 / 8
+
+
+class ModelRoom:
+    """A `Room` over resident tensors and the KV cache.
+
+    Parameters
+    ----------
+    resident : ResidentTensors
+    kv : KVCache
+    changed : threading.Condition
+        Notified when a model has loaded, or failed to. Its lock is held by callers of all
+        methods.
+    known : callable
+        Whether a model, by digest, may be asked for again.
+    """
+
+    def __init__(
+        self,
+        resident: ResidentTensors,
+        kv: KVCache,
+        changed: threading.Condition,
+        known: Callable[[str], bool],
+    ) -> None:
+        self.sequences: dict[Job, Sequence] = {}
+        self.failures: list[tuple[str, BlockzooError]] = []
+        self._pinned: dict[str, Tenant] = {}
+        self._resident = resident
+        self._kv = kv
+        self._changed = changed
+        self._known = known
+        self._tenants: dict[str, Tenant] = {}
+        self._users: Counter[str] = Counter()
+        self._loading: set[str] = set()
+        self._crowded: set[str] = set()
+        self._kept: dict[str, AbstractContextManager[None]] = {}
+        self._fits: dict[frozenset[str], bool] = {}
+        self._loader: ThreadPoolExecutor | None = None
+
+    @property
+    def loading(self) -> bool:
+        """Whether any model is on its way."""
+        return bool(self._loading)
+
+    def add(self, sequence: Sequence) -> None:
+        """A request that will run.
+
+        Raises
+        ------
+        UsageError
+            Where its model's weights are more than the budget.
+        """
+        budget, total = self._resident.memory.budget, sequence.tenant.needs.total
+        if budget is not None and total > budget:
+            raise UsageError(
+                f"{sequence.model}: the model needs {format_bytes(total)} of tensors at once, "
+                f"the memory budget is {format_bytes(budget)}",
+                hint="give LLM a larger `memory`, or a smaller `dtype`",
+            )
+        self.sequences[sequence.job] = sequence
+        self._tenants[sequence.tenant.digest] = sequence.tenant
+        self._users[sequence.tenant.digest] += 1
+
+    def ready(self, model: str) -> bool:
+        """Whether a model is here; else it begins to load."""
+        if self._resident.has(model):
+            return True
+        if model not in self._loading and model not in self._crowded:
+            self._loading.add(model)
+            if self._loader is None:
+                self._loader = ThreadPoolExecutor(1, "blockzoo-loader")
+            self._loader.submit(self._load, self._tenants[model])
+        return False
+
+    def _load(self, tenant: Tenant) -> None:
+        error: BlockzooError | None = None
+        crowded = False
+        try:
+            self._resident.load(tenant.digest, tenant.needs)
+        except NoRoomError:
+            crowded = True
+        except BlockzooError as caught:
+            error = caught
+        except Exception as caught:  # whatever it is, it concerns this model alone
+            error = UnservableError(f"its weights could not be loaded: {caught!r}")
+        with self._changed:
+            self._loading.discard(tenant.digest)
+            if tenant.digest not in self._users and not self._known(tenant.digest):
+                self._resident.forget(tenant.digest)  # replaced while it loaded
+            if crowded:
+                self._crowded.add(tenant.digest)
+            if error is not None:
+                self.failures.append((tenant.digest, error))
+            self._changed.notify_all()
+
+    def crowded(self, model: str) -> bool:
+        """Whether a model found no room beside what is in use; it will be tried again."""
+        found = model in self._crowded
+        self._crowded.discard(model)
+        return found
+
+    def fits(self, models: frozenset[str]) -> bool:
+        """Whether models fit together, beside those that are pinned, and leave room for KV."""
+        budget = self._resident.memory.budget
+        if budget is None or (len(models) == 1 and not self._pinned):
+            return True
+        models = models.union(self._pinned)
+        if models not in self._fits:
+            if len(self._fits) > 1000:
+                self._fits.clear()
+            distinct: dict[Key, int] = {}
+            for model in models:
+                tenant = self._pinned[model] if model in self._pinned else self._tenants[model]
+                distinct |= tenant.needs.nbytes
+            self._fits[models] = sum(distinct.values()) <= budget * (1 - _FOR_KV)
+        return self._fits[models]
+
+    def pin(self, tenant: Tenant) -> None:
+        """A tenant stays here, whoever else needs the memory."""
+        self._pinned[tenant.digest] = tenant
+        self._resident.pin(tenant.digest)
+
+    def unpin(self, tenant: Tenant) -> None:
+        """It may go again."""
+        self._pinned.pop(tenant.digest, None)
+        self._resident.pin(tenant.digest, False)
+
+    def keep(self, models: frozenset[str]) -> None:
+        """None of these is let go of from now on; others may be."""
+        for model in models - self._kept.keys():
+            self._kept[model] = self._resident.using([model])
+            self._kept[model].__enter__()
+        for model in self._kept.keys() - models:
+            self._kept.pop(model).__exit__(None, None, None)
+            if not self._known(model):
+                self._resident.forget(model)
+
+    def begin(self, job: Job) -> int:
+        """Pages for a job; those that stand already are found by content."""
+        sequence, tenant = self.sequences[job], self.sequences[job].tenant
+        known = sequence.slots[: job.length]
+        pages = self._kv.begin(tenant.layout, tenant.upstream, known, sequence.kept_last)
+        sequence.began(pages)
+        return pages.starts[-1]
+
+    def extend(self, job: Job, end: int) -> bool:
+        """Pages for a job's slots up to `end`."""
+        pages = self.sequences[job].pages
+        assert pages is not None
+        return self._kv.extend(pages, end)
+
+    def release(self, job: Job) -> None:
+        """A job's pages go, or stay cached."""
+        sequence = self.sequences[job]
+        assert sequence.pages is not None
+        self._kv.release(sequence.pages)
+        sequence.pages = None
+
+    def remove(self, sequence: Sequence) -> None:
+        """A request is over; its pages were released."""
+        model = sequence.tenant.digest
+        del self.sequences[sequence.job]
+        self._users[model] -= 1
+        if not self._users[model]:
+            del self._users[model], self._tenants[model]
+            self._crowded.discard(model)
+
+    def close(self) -> None:
+        """Wait for what is loading and let everything go."""
+        if self._loader is not None:
+            self._loader.shutdown(cancel_futures=True)
+            self._loader = None
+        self.keep(frozenset())
