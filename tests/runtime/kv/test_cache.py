@@ -288,3 +288,22 @@ def test_of_a_prefixs_last_pages_the_last_groups_goes_first(kv: KVCache) -> None
     free = 20 * ROUND - kv.memory.used()
     assert kv.memory.reserve("weights", free + 1)
     assert starts(kv, (0, 0, 0), [*TEXT, 1]) == [5 * PAGE, 5 * PAGE, 4 * PAGE]
+
+
+def test_a_page_that_another_still_uses_is_not_evicted(kv: KVCache) -> None:
+    first = serve(kv, (0, 0, 0), TEXT)
+    second = serve(kv, (0, 0, 0), [*TEXT, 1])
+    assert second.pages.tables[0][:5] == first.pages.tables[0]
+    kv.release(second.pages)
+    assert kv.stats().pages_in_use == 3 * 5
+    assert kv.stats().pages_cached == 0
+    assert not kv.memory.reserve("weights", 16 * ROUND)
+    check(kv, first)
+    serve(kv, (1, 0, 0), TEXT)
+    check(kv, first)
+
+
+def test_a_later_group_is_of_no_use_beyond_those_before(kv: KVCache) -> None:
+    first = serve(kv, (0, 0, 0), TEXT)
+    kv.pool(LAYOUT, 0).content.forget(first.pages.tables[0][2])
+    assert starts(kv, (0, 0, 0), TEXT) == [2 * PAGE] * 3
