@@ -23,6 +23,7 @@ from blockzoo.tensors import TensorRef
 class CompiledHop:
     """A layer, or half of one, ready to run."""
 
+    block: Block
     executor: LayerExecutor
     binding: Binding
     depth: int
@@ -90,7 +91,7 @@ def compile_chain(
             types.append(layer_type)
         executor = executors.layer(block.kind, block.spec)
         binding = _bind(executor, _layer_parameters(executor, block), hop, blocks)
-        hops.append(CompiledHop(executor, binding, depth, layer_type))
+        hops.append(CompiledHop(block, executor, binding, depth, layer_type))
     if absent := set(range(layers)) - {hop.depth for hop in hops}:
         raise missing_tensors(f"layer {depth}" for depth in absent)
     backbone = executors.backbone(blocks[first.block].spec, types)

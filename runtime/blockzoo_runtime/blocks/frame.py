@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import pairwise
 
 import torch
 
@@ -31,6 +32,11 @@ class Frame:
         self.tokens = 0
         self._masks: dict[Hashable, torch.Tensor] = {}
 
+    @property
+    def counts(self) -> list[int]:
+        """How many tokens each tenant has."""
+        return [end - begin for begin, end in pairwise(self.bounds)]
+
     def set(self, counts: list[int]) -> None:
         """Each tenant has so many tokens now."""
         total = 0
@@ -42,6 +48,16 @@ class Frame:
             self.bounds = bounds
             self.tokens = total
             self._masks.clear()
+
+    def pieces(self, size: int) -> list[list[int]]:
+        """Each tenant's tokens when they are taken so many at a time, in order."""
+        return [
+            [
+                max(0, min(first + size, end) - max(first, begin))
+                for begin, end in pairwise(self.bounds)
+            ]
+            for first in range(0, self.tokens, size)
+        ]
 
     def mask(self, owners: tuple[Owner, ...], like: torch.Tensor) -> torch.Tensor:
         """(tokens, columns of ``like``): each tenant's scaling in its own columns, else nought."""

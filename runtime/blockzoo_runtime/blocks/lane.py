@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from blockzoo.execution.adapters.virtual import Prefix, Prompt
+from blockzoo.execution.compile import CompiledHop
 from blockzoo.execution.context import Context
+from blockzoo_runtime.blocks.profile import Profile
 from blockzoo_runtime.blocks.resident import ResidentTensors
 from blockzoo_runtime.blocks.route import Route
 from blockzoo_runtime.kv.attention import PagedAttention, Span
@@ -74,13 +76,22 @@ class Lane:
     kv : KVCache
     first : Tenant
         One of them; the others' chains are of the same make.
+    profile : Profile, optional
+        How fast each kind of block is on the device by batch size. None: batches are not cut.
     """
 
-    def __init__(self, resident: ResidentTensors, kv: KVCache, first: Tenant) -> None:
+    def __init__(
+        self,
+        resident: ResidentTensors,
+        kv: KVCache,
+        first: Tenant,
+        profile: Profile | None = None,
+    ) -> None:
         self._resident = resident
         self._kv = kv
         self._layout = first.layout
         self._compiled = first.compiled
+        self._knees = [_knee(hop, profile) for hop in self._compiled.hops]
         self._order: list[Tenant] = []
         self._route: tuple[tuple[tuple[str, int], ...], Route] | None = None
 
@@ -151,7 +162,7 @@ class Lane:
                     given[compiled.family.cache_argument] = attention
                     arguments[kind] = given
                 route.enter(hop)
-                hidden = part.executor.run(hidden, part.depth, arguments[kind])
+                hidden = self._block(route, hop, hidden, arguments[kind])
                 hop += 1
             if self._kv.keeps_hidden(layout, group):
                 self._keep(pools[group].hidden, attention.slots(group), hidden)
@@ -175,6 +186,22 @@ class Lane:
                 logits[first:last, row.work.tenant.vocabulary :] = float("-inf")
             first = last
         return logits
+
+    def _block(
+        self, route: Route, hop: int, hidden: torch.Tensor, arguments: dict[str, Any]
+    ) -> torch.Tensor:
+        """One hop, in batches of the size that suits its kind of block."""
+        part, knee, frame = self._compiled.hops[hop - 1], self._knees[hop - 1], route.frame
+        if knee is None or frame.tokens < 2 * knee:
+            return part.executor.run(hidden, part.depth, arguments)
+        whole, pieces, first = frame.counts, [], 0
+        for counts in frame.pieces(knee):
+            frame.set(counts)
+            piece = hidden[:, first : first + frame.tokens]
+            pieces.append(part.executor.run(piece, part.depth, arguments))
+            first += frame.tokens
+        frame.set(whole)
+        return torch.cat(pieces, 1)
 
     def _keep(self, kept: torch.Tensor | None, slots: torch.Tensor, hidden: torch.Tensor) -> None:
         if kept is not None:
@@ -366,6 +393,17 @@ class _Joined:
             first += row.new
         result: torch.Tensor = self.take(whole, group)
         return result
+
+
+def _knee(hop: CompiledHop, profile: Profile | None) -> int | None:
+    """How many tokens a block should be given at once; None for as many as there are.
+
+    Only blocks that see each token by itself are cut; an attention's batch is what the scheduler
+    makes a step of.
+    """
+    if profile is None or hop.block.kind not in ("mlp", "moe"):
+        return None
+    return profile.knee(hop.block.kind, hop.block.spec)
 
 
 def _by_tenant(owners: Sequence[int], counts: Sequence[int], tenants: int) -> list[int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from blockzoo_runtime.blocks.lane import Lane, Work
+from blockzoo_runtime.blocks.profile import Profile
 from blockzoo_runtime.blocks.resident import ResidentTensors
 from blockzoo_runtime.kv.cache import KVCache
 
@@ -80,11 +81,19 @@ class Runner:
     ----------
     resident : ResidentTensors
     kv : KVCache
+    profile : callable, optional
+        Finds the figures of this device for a compute dtype, see `profile`.
     """
 
-    def __init__(self, resident: ResidentTensors, kv: KVCache) -> None:
+    def __init__(
+        self,
+        resident: ResidentTensors,
+        kv: KVCache,
+        profile: Callable[[torch.dtype], Profile | None] = lambda _: None,
+    ) -> None:
         self.resident = resident
         self.kv = kv
+        self._profile = profile
         self._lanes: dict[Hashable, Lane] = {}
 
     def step(self, works: Sequence[Work]) -> tuple[Logits, StepReport]:
@@ -105,7 +114,8 @@ class Runner:
                 lane = self._lanes.get(key)
                 if lane is None:
                     first = works[mine[0]].tenant
-                    lane = self._lanes[key] = Lane(self.resident, self.kv, first)
+                    profile = self._profile(first.dtype)
+                    lane = self._lanes[key] = Lane(self.resident, self.kv, first, profile)
                 own = [works[i] for i in mine]
                 new = sum(work.end - work.pages.starts[-1] for work in own)
                 kv += sum(work.end * work.tenant.layout.slot_bytes for work in own)

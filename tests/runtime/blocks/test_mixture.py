@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from blockzoo_runtime.blocks.profile import BlockProfile, Profile, spec_key
+from blockzoo_runtime.blocks.runner import Runner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -119,4 +121,26 @@ def test_random_mixtures(tiny: tuple[Zoo, Any], data: st.DataObject) -> None:
         joins.append(data.draw(st.integers(0, 4)))
     stepper.run(rows, joins)
     for name, row in zip(names, rows, strict=True):
+        assert_equal(row, models[name])
+
+
+def test_batches_cut_to_what_suits_a_kind_of_block(tiny: tuple[Zoo, Any]) -> None:
+    zoo, models = tiny
+    stepper = Stepper(zoo)
+    blocks = [block for name in ("llama", "mixtral")
+              for block in zoo.blocks_of(zoo.model(name)).values()
+              if block.kind in ("mlp", "moe")]  # fmt: skip
+    cut = {
+        (key := spec_key(block.kind, block.spec)): BlockProfile(
+            block.kind, key, "", 1, 1, 1, (1, 4, 512), (1.0, 1.0, 1000.0)
+        )
+        for block in blocks
+    }
+    assert {profile.knee for profile in cut.values()} == {4}
+    profile = Profile("here", "float32", cut)
+    stepper.runner = Runner(stepper.resident, stepper.kv, lambda dtype: profile)
+    names = ("llama", "tuned/lora", "tuned/ia3", "tuned/dora", "mixtral")
+    rows = {name: stepper.row(name, TINY_PROMPTS[1], 4) for name in names}
+    stepper.run(list(rows.values()))
+    for name, row in rows.items():
         assert_equal(row, models[name])
