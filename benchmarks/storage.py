@@ -195,16 +195,17 @@ def size(folder: Path) -> int:
 
 def measure(system: System, source: Path, work: Path) -> Figures:
     """One system, from models to store to models again; the result is compared byte for byte."""
-    store, out = work / "store", work / "out"
+    # folders of its own: where thousands of files were deleted a moment ago, some file systems
+    # make new ones slowly, and the next system would pay for it
+    place = work / system.name.replace(" ", "-")
+    store, out = place / "store", place / "out"
     for path in (store, out):
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir()
+        path.mkdir(parents=True)
     places = {"source": str(source), "store": str(store), "out": str(out)}
     took, peak = run(system.ingest, system, places)
     stored = size(store)
     back, again = run(system.restore, system, places)
     subprocess.run(["diff", "-r", str(source), str(out)], check=True)
-    shutil.rmtree(work / "store-cache", ignore_errors=True)
     return Figures(system.name, stored, 1 - stored / size(source), took, back, max(peak, again))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from blockzoo.zoo import Zoo
 
 _TRIES = 5  # of an ingest whose objects a collection takes away at the same time
+_NAMES_AT_ONCE = 8  # that are set: a journal takes several in one go
 _TOGETHER = 64  # checkpoints that are open at once
 
 Failed = Callable[[str, Exception], None]
@@ -161,8 +163,9 @@ class Arrivals:
                 if not session.commit():
                     continue
                 _share(arrivals, time.monotonic() - began)
-                for arrival in arrivals:  # while the session lives: a collection waits
-                    self._set(arrival)
+                with ThreadPoolExecutor(_NAMES_AT_ONCE) as pool:
+                    # while the session lives: a collection waits
+                    list(pool.map(self._set, arrivals))
                 return arrivals, incoming
         raise BlockzooError(
             "objects were collected as fast as they were written",

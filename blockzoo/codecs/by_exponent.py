@@ -24,7 +24,7 @@ _SIGN = np.uint16(0x8000)
 _VALUE = 10.3  # bits that one takes, about
 _TABLE = 12.0, 0.5  # bytes that a code table takes, and for each symbol more
 _SAMPLE = 2048  # words that tell enough of a group to find where tables part
-_RARE = 256  # words; fewer join the group before them unasked
+_RARE = 1024  # words; fewer join the group before them unasked
 
 Counts = NDArray[np.float64]
 

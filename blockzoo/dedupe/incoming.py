@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blockzoo.codecs import PACKED, raw
@@ -30,17 +31,16 @@ from blockzoo.store.objects import check_decoded
 from blockzoo.tensors import TensorInfo, TensorRef, tensor_digest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from blockzoo.dedupe.plan import Level
     from blockzoo.store.session import Session
     from blockzoo.zoo import Zoo
 
 _THREADS = min(8, os.cpu_count() or 1)
-_FLUSHES_AT_ONCE = 4
+_FLUSH_FROM = 64 << 20  # bytes
 _TOGETHER = 1 << 30  # bytes of tensors that are brought to their places together
 
 Read = Callable[[], memoryview]
+_Staged = tuple[str, str, Path]  # digest, suffix, file
 Reference = tuple[str, TensorInfo, memoryview]
 
 
@@ -140,18 +140,18 @@ class Incoming:
         total, done = sum(family.nbytes for family in families), 0
         with (
             ThreadPoolExecutor(_THREADS) as pool,
-            ThreadPoolExecutor(_FLUSHES_AT_ONCE) as flushes,
+            _Flushing(self.session.folder) as flushing,
         ):
             try:
                 for batch in _batched(families):
-                    work = [pool.submit(self._write, family, level, flushes) for family in batch]
+                    work = [pool.submit(self._write, family, level, flushing) for family in batch]
                     placed = []
                     for family, written in zip(batch, work, strict=True):
                         placed.append(written.result())
                         done += family.nbytes
                         progress("dedupe", done, total, 0)
-                    self._place([one for first, _ in placed for one in first])
-                    self._place([one for _, others in placed for one in others])
+                    self.session.settle_tensors([one for first, _ in placed for one in first])
+                    self.session.settle_tensors([one for _, others in placed for one in others])
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -172,13 +172,14 @@ class Incoming:
         return sorted(found, key=lambda family: (-family.nbytes, family.reference))
 
     def _write(
-        self, family: _Family, level: Level, flushes: ThreadPoolExecutor
-    ) -> tuple[list[_Written], list[_Written]]:
-        first: list[_Written] = []
+        self, family: _Family, level: Level, flushing: _Flushing
+    ) -> tuple[list[_Staged], list[_Staged]]:
+        first: list[_Staged] = []
         base: Reference | None = None
         if family.first is not None:
             staged, codec, kept = self._write_first(family.first, level, bool(family.others))
-            first.append(_Written(family.first.ref.digest, codec, staged, flushes))
+            first.append((family.first.ref.digest, codec, staged))
+            flushing.wrote(staged.stat().st_size)
             base = kept and (family.reference, *kept)
         else:
             self.session.rely("tensors", family.reference)
@@ -186,7 +187,8 @@ class Incoming:
         grouping, others = Grouping(), []
         for seen in family.others:
             staged, codec = self._write_other(seen, base, level, grouping)
-            others.append(_Written(seen.ref.digest, codec, staged, flushes))
+            others.append((seen.ref.digest, codec, staged))
+            flushing.wrote(staged.stat().st_size)
         return first, others
 
     def _write_first(
@@ -225,20 +227,31 @@ class Incoming:
             raise _changed()
         return staged
 
-    def _place(self, written: list[_Written]) -> None:
-        for one in written:
-            one.flushed.result()
-        self.session.place_tensors([(one.digest, one.codec, one.staged) for one in written])
 
+class _Flushing:
+    """Starts what is written on its way to the disk while more is made."""
 
-class _Written:
-    """A staged file, on its way to the disk."""
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._waiting = 0
+        self._running: Future[bool] | None = None
+        self._guard = threading.Lock()
+        self._pool = ThreadPoolExecutor(1)
 
-    def __init__(self, digest: str, codec: str, staged: Path, flushes: ThreadPoolExecutor) -> None:
-        self.digest = digest
-        self.codec = codec
-        self.staged = staged
-        self.flushed: Future[None] = flushes.submit(durable.flush_file, staged)
+    def __enter__(self) -> _Flushing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def wrote(self, size: int) -> None:
+        """Count bytes, and see to them where they are many."""
+        with self._guard:
+            self._waiting += size
+            idle = self._running is None or self._running.done()
+            if self._waiting >= _FLUSH_FROM and idle:
+                self._waiting = 0
+                self._running = self._pool.submit(durable.flush_disk, self._folder)
 
 
 def _check(seen: _Seen, packed: bytes, base: Reference | None, grouping: Grouping | None) -> None:

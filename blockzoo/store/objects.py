@@ -75,11 +75,10 @@ class Objects:
         """The file that holds an object, in whichever kind it is kept."""
         if not _DIGEST.fullmatch(digest):
             raise DamagedError(f"{digest!r} is not a digest")
-        shard = self.layout.shard(folder, digest)
+        stem = f"{self.layout.shard(folder, digest)}{os.sep}{digest}"
         for suffix in SUFFIXES[folder]:
-            path = shard / (digest + suffix)
-            if path.exists():
-                return path
+            if os.path.exists(stem + suffix):  # a string: many are looked for
+                return Path(stem + suffix)
         return None
 
     def all(self, folder: str) -> Iterator[Object]:

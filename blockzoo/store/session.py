@@ -14,7 +14,6 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -33,7 +32,6 @@ _CHUNK = 1 << 20  # bytes copied at a time: they stay in the cache while hashed 
 _FLUSH_AT_ONCE = 4 << 20  # bytes; smaller files are flushed together at the end
 _COMPRESS_FROM = 1 << 10  # bytes
 _PROBED = 10.0  # seconds that somebody who asks whether a session is alive may hold its lock
-_FLUSHES_AT_ONCE = 8  # a journal takes several in one go
 _INLINE = 192  # bytes; below this a literal costs less in the recipe than as an object
 
 
@@ -162,23 +160,21 @@ class Session:
 
     def settle(self, moves: Sequence[tuple[Path, Path]]) -> None:
         """Bring staged files to the disk, then to their places, then the folders to the disk."""
-        with ThreadPoolExecutor(_FLUSHES_AT_ONCE) as pool:
-            list(pool.map(durable.flush_file, [staged for staged, _ in moves]))
-            for staged, place in moves:
-                self._move(staged, place)
-            list(pool.map(durable.flush_folder, {place.parent for _, place in moves}))
+        durable.flush_files([staged for staged, _ in moves])
+        for staged, place in moves:
+            self._move(staged, place)
+        durable.flush_folders({place.parent for _, place in moves})
 
-    def place_tensors(self, staged: Sequence[tuple[str, str, Path]]) -> None:
-        """Move flushed files, as (digest, suffix, path), to their places, and flush the folders."""
-        places = [
-            self.layout.shard("tensors", digest) / (digest + suffix) for digest, suffix, _ in staged
-        ]
+    def settle_tensors(self, staged: Sequence[tuple[str, str, Path]]) -> None:
+        """Settle tensors' files, as (digest, suffix, path); `commit` makes sure of them."""
         with self._guard:
             self._used |= {("tensors", digest) for digest, _, _ in staged}
-        for place, (_, _, path) in zip(places, staged, strict=True):
-            self._move(path, place)
-        with ThreadPoolExecutor(_FLUSHES_AT_ONCE) as pool:
-            list(pool.map(durable.flush_folder, {place.parent for place in places}))
+        self.settle(
+            [
+                (path, self.layout.shard("tensors", digest) / (digest + suffix))
+                for digest, suffix, path in staged
+            ]
+        )
 
     def rely(self, folder: str, digest: str) -> None:
         """Count on an object that is in the zoo already: `commit` makes sure that it still is."""
@@ -199,17 +195,16 @@ class Session:
         """
         pending, self._pending = self._pending, {}
         self.settle(list(pending.values()))
-        with ThreadPoolExecutor(_FLUSHES_AT_ONCE) as pool:
-            for (folder, digest), place in self._replaced.items():
-                for suffix in SUFFIXES[folder]:
-                    if (other := place.with_name(digest + suffix)) != place:
-                        other.unlink(missing_ok=True)  # the damaged one, kept in another kind
-            if not all(self._touch(*key) for key in self._used):
-                return False
-            # also of objects found in place: whoever wrote them may not have come this far
-            folders = {self.layout.shard(*key) for key in self._used}
-            folders |= {self.layout.root / folder for folder, _ in self._used}
-            list(pool.map(durable.flush_folder, [*folders, self.layout.root]))
+        for (folder, digest), place in self._replaced.items():
+            for suffix in SUFFIXES[folder]:
+                if (other := place.with_name(digest + suffix)) != place:
+                    other.unlink(missing_ok=True)  # the damaged one, kept in another kind
+        if not all(self._touch(*key) for key in self._used):
+            return False
+        # also of objects found in place: whoever wrote them may not have come this far
+        folders = {self.layout.shard(*key) for key in self._used}
+        folders |= {self.layout.root / folder for folder, _ in self._used}
+        durable.flush_folders([*folders, self.layout.root])
         return True
 
     def _record(self, folder: str, digest: str, encoded: bytes) -> str:
