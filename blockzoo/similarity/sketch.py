@@ -29,6 +29,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from blockzoo.codecs.scratch import scratch
 from blockzoo.similarity.weights import Floats, as_float
 from blockzoo.tensors import DTYPE_BITS, TensorInfo
 
@@ -122,7 +123,7 @@ def _sketch(info: TensorInfo, data: memoryview | bytes, position: int) -> Sketch
         flat = np.concatenate([np.zeros(0), *_finite(as_float(info, data))])
         return Sketch(np.pad(flat, (0, SIZE - len(flat))).astype(np.float32), _norm(flat))
     with np.errstate(over="ignore", invalid="ignore"):
-        buffer, squares = _fold(as_float(info, data, PIECE), position * width)
+        buffer, squares = _fold(_pieces(info, data), position * width)
         if not (np.isfinite(buffer).all() and _SAFE < squares < math.inf):
             # rare, so nothing is checked element by element before it is known to be needed
             pieces = _finite(as_float(info, data, PIECE))
@@ -135,6 +136,20 @@ def _norm(values: NDArray[np.float64]) -> float:
         return float(np.linalg.norm(values))
 
 
+def _pieces(info: TensorInfo, data: memoryview | bytes) -> Iterator[Floats]:
+    """A tensor's values, `PIECE` at a time; each piece holds until the next."""
+    if info.dtype != "BF16":
+        yield from as_float(info, data, PIECE)
+        return
+    words = np.frombuffer(data, "<u2", info.elements)
+    for start in range(0, len(words), PIECE):
+        part = words[start : start + PIECE]
+        wide = scratch("piece", len(part), np.uint32)
+        wide[:] = part
+        wide <<= 16
+        yield wide.view(np.float32)
+
+
 def _finite(pieces: Iterator[Floats]) -> Iterator[Floats]:
     for piece in pieces:
         yield np.where(np.isfinite(piece), piece, 0).astype(np.float64)
@@ -142,7 +157,8 @@ def _finite(pieces: Iterator[Floats]) -> Iterator[Floats]:
 
 def _fold(pieces: Iterator[Floats], position: int) -> tuple[NDArray[np.float64], float]:
     """Add all pieces to one buffer, the first element standing at a flat position."""
-    buffer = np.zeros(PIECE)
+    buffer = scratch("buffer", PIECE, np.float64)
+    buffer.fill(0)
     squares = 0.0
     for values in pieces:
         squares += float(np.einsum("i,i->", values, values))
@@ -158,7 +174,8 @@ def _fold(pieces: Iterator[Floats], position: int) -> tuple[NDArray[np.float64],
 def _add(buffer: NDArray[np.float64], values: Floats, piece: int, start: int) -> None:
     signs, _, _ = _tables()
     turn, negative = _turn(piece)
-    signed = values * signs[start : start + len(values)]
+    signed = scratch("signed", len(values), values.dtype)
+    np.multiply(values, signs[start : start + len(values)], out=signed)
     combine = np.subtract if negative else np.add
     place = (start + turn) % PIECE
     first = min(len(signed), PIECE - place)
@@ -170,7 +187,8 @@ def _add(buffer: NDArray[np.float64], values: Floats, piece: int, start: int) ->
 
 def _hash(buffer: NDArray[np.float64]) -> NDArray[np.float64]:
     _, signs, sums = _tables()
-    return np.bincount(sums, buffer * signs, SIZE).astype(np.float64, copy=False)
+    signed = np.multiply(buffer, signs, out=scratch("signed", PIECE, np.float64))
+    return np.bincount(sums, signed, SIZE).astype(np.float64, copy=False)
 
 
 def _turn(piece: int) -> tuple[int, bool]:

@@ -172,6 +172,44 @@ def test_dedupe_on_the_way_in(sources: Path, tmp_path: Path) -> None:
     check(Zoo(zoo), sources, tmp_path / "out")
 
 
+def test_what_comes_in_later_differs_from_what_is_there(sources: Path, tmp_path: Path) -> None:
+    """A base that is kept as planes itself serves as the reference of later fine-tunes."""
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.ingest_all([sources / "base", sources / "tune1"], dedupe="small")
+    before = kinds(zoo)
+    assert before[".planes"] and before[".delta"]
+    zoo.ingest(sources / "tune2", dedupe="small")
+    assert kinds(zoo)[".delta"] > before[".delta"]
+    assert kinds(zoo).get(".planes") == before[".planes"]
+    check(zoo, sources, tmp_path / "out", ("base", "tune1", "tune2"))
+
+
+def test_dedupe_on_the_way_in_packs_what_was_raw_before(sources: Path, tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.ingest(sources / "base")
+    zoo.ingest(sources / "tune1")
+    assert set(kinds(zoo)) == {".safetensors"}
+    zoo.ingest(sources / "tune1", dedupe="small")
+    assert kinds(zoo)[".delta"]
+    check(zoo, sources, tmp_path / "out", ("base", "tune1"))
+
+
+def test_a_source_that_fails_takes_nothing_from_the_others(sources: Path, tmp_path: Path) -> None:
+    """Tensors seen in it first are stored all the same where another source has them too."""
+    shutil.copytree(sources / "tune1", tmp_path / "broken")
+    (tmp_path / "broken" / "config.json").write_text("{")
+    failures: list[str] = []
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.ingest_all(
+        [tmp_path / "broken", sources / "base", sources / "tune1"],
+        dedupe="small",
+        failed=lambda source, error: failures.append(source),
+    )
+    assert failures == [str(tmp_path / "broken")]
+    assert zoo.names() == ["base", "tune1"]
+    check(zoo, sources, tmp_path / "out", ("base", "tune1"))
+
+
 def test_a_damaged_reference_names_every_dependent(zoo: Zoo, sources: Path, tmp_path: Path) -> None:
     zoo.dedupe().execute()
     references = reach(zoo.objects, roots(zoo.refs)).references

@@ -25,6 +25,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint(root / "base", seed=1, layers=8, width=160)
     checkpoint(root / "tune", seed=1, layers=8, width=160, changed=(6, 7))
     checkpoint(root / "other", seed=2, layers=8, width=160)
+    checkpoint(root / "near", seed=1, layers=8, width=160, moved=0.01)
+    checkpoint(root / "nearer", seed=1, layers=8, width=160, moved=0.001)
     return root
 
 
@@ -38,6 +40,10 @@ def kept(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _ingest(zoo: Path, sources: Path) -> list[object]:
     return ["ingest", sources / "tune", sources / "other", "--zoo", zoo]
+
+
+def _ingest_dedupe(zoo: Path, sources: Path) -> list[object]:
+    return ["ingest", "--dedupe", *(sources / m for m in BRINGS["ingest --dedupe"]), "--zoo", zoo]
 
 
 def _export(zoo: Path, sources: Path) -> list[object]:
@@ -65,7 +71,15 @@ def _age(zoo: Path) -> None:
             os.utime(path, (1, 1))
 
 
-COMMANDS = {"ingest": _ingest, "export": _export, "gc": _gc, "repair": _repair}
+COMMANDS = {
+    "ingest": _ingest,
+    "ingest --dedupe": _ingest_dedupe,
+    "export": _export,
+    "gc": _gc,
+    "repair": _repair,
+}
+#: the models that a command brings in
+BRINGS = {"ingest": ("tune", "other"), "ingest --dedupe": ("near", "nearer", "tune")}
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
@@ -127,7 +141,7 @@ def _finish(verb: str, zoo: Path, sources: Path, place: Path) -> None:
     assert process.returncode == 0, error
     opened = Zoo(zoo, create=False)
     assert opened.verify().ok
-    for name in ("base", "tune", "other") if verb == "ingest" else ("base",):
+    for name in ("base", *BRINGS.get(verb, ())):
         opened.export(name, place / name)
         assert hashes(place / name) == hashes(sources / name)
     if verb == "export":
