@@ -14,6 +14,8 @@ PROMPTS = (
     "The prince looked at her and said that he",
     "SELECT",
 )
+#: tokens in each expected answer
+COUNT = 32
 IDS = ([1, 5, 9], [30, 2, 7, 41, 11, 3, 9], [17], [4, 4, 8, 15, 16])
 
 

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
-import pytest
 from blockzoo_runtime import LLM
 
 from blockzoo.zoo import Zoo
-from tests.runtime.answers import IDS, PROMPTS, answer, folders, reference
-
-COUNT = 32
-
-
-@pytest.fixture(scope="module")
-def expected(shared: Path, tokenizer: Any) -> dict[tuple[str, int], tuple[Any, list[int]]]:
-    """Prompt and tokens by name and number, each prompt by itself."""
-    found: dict[tuple[str, int], tuple[Any, list[int]]] = {}
-    for folder in folders(shared):
-        model = reference(folder)
-        has_text = folder.parent.name == "family"
-        for number, prompt in enumerate(PROMPTS if has_text else IDS):
-            ids = tokenizer(prompt)["input_ids"] if has_text else prompt
-            found[folder.name, number] = prompt, answer(model, ids, COUNT)
-    return found
+from tests.runtime.answers import COUNT, PROMPTS
 
 
 def test_every_tenant_gives_the_tokens_of_transformers(

@@ -114,9 +114,13 @@ class Engine:
 
     def _cancel(self, sequence: Sequence) -> None:
         with self._changed:
-            if sequence.job in self._room.sequences:
+            if sequence.job not in self._room.sequences:
+                return
+            if sequence.job.started:  # a step may be at it
                 self._cancelled.add(sequence)
                 self._changed.notify_all()
+            else:
+                self._end_cancelled(sequence)
 
     def close(self) -> None:
         """End the thread; requests that have not ended fail."""
@@ -215,9 +219,7 @@ class Engine:
         """What others asked for, or brought about, since the last step."""
         for sequence in self._cancelled:
             if sequence.job in self._room.sequences:
-                self._remove(sequence)
-                self.tally.cancelled += 1
-                sequence.cancelled()
+                self._end_cancelled(sequence)
         self._cancelled.clear()
         for model, error in self._room.failures:
             for sequence in list(self._room.sequences.values()):
@@ -309,6 +311,11 @@ class Engine:
         self._remove(sequence)
         first = None if sequence.first is None else sequence.first - sequence.asked
         self.tally.ended(sequence.prompt, sequence.reused or 0, first, sequence.token_seconds)
+
+    def _end_cancelled(self, sequence: Sequence) -> None:
+        self._remove(sequence)
+        self.tally.cancelled += 1
+        sequence.cancelled()
 
     def _fail(self, sequence: Sequence, error: BlockzooError) -> None:
         self._remove(sequence)
