@@ -87,15 +87,17 @@ def command(
         if outcome.error is not None:
             app.output.complain(f"{outcome.model}: {outcome.error}")
 
-    llm = LLM(zoo, device=device, dtype=dtype, memory=memory)
-    replayed = replay(llm, given, sampling, at_once=at_once, tell=tell)
+    with LLM(zoo, device=device, dtype=dtype, memory=memory) as llm:
+        replayed = replay(llm, given, sampling, at_once=at_once, tell=tell)
+        stats, held = llm.stats(), llm.memory()
     data: dict[str, Any] = replayed.to_json()
-    shown: list[Any] = [replayed.table(), "", llm.memory()]
     ids = [
         f"{key} {data[key]}"
         for key in ("requests", "failed", "seconds", "tokens_per_second", "first_p95", "token_p95")
     ]
-    app.output.record({**data, "memory": llm.memory().to_json()}, *shown, ids=ids)
+    engine = {"engine": stats.to_json(), "memory": held.to_json()}
+    shown = [replayed.table(), "", stats.table(), "", held]
+    app.output.record({**data, **engine}, *shown, ids=ids)
 
 
 def _vocabulary(zoo: Zoo, name: str) -> int:
