@@ -14,6 +14,7 @@ from blockzoo_cli.verb import App, verb
 if TYPE_CHECKING:
     from blockzoo_runtime.workload import Workload
 
+    from blockzoo.explore.table import Table
     from blockzoo.zoo import Zoo
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -96,7 +97,7 @@ def command(
         for key in ("requests", "failed", "seconds", "tokens_per_second", "first_p95", "token_p95")
     ]
     engine = {"engine": stats.to_json(), "memory": held.to_json()}
-    shown = [replayed.table(), "", stats.table(), "", held]
+    shown: list[Table | str] = [replayed.table(), "", stats.table(), "", held]
     app.output.record({**data, **engine}, *shown, ids=ids)
 
 
