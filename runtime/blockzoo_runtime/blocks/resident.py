@@ -30,6 +30,7 @@ from blockzoo_runtime.errors import NoRoomError
 from blockzoo_runtime.kv.memory import Memory
 
 _LOADERS = min(8, (os.cpu_count() or 1) + 1)
+_LARGE = 1 << 18  # bytes; below, handing over to a thread takes longer than reading
 
 Read = Callable[[str], tuple[TensorInfo, memoryview]]
 
@@ -166,15 +167,15 @@ class ResidentTensors:
     def _bring(self, needs: Needs, missing: Sequence[Key]) -> None:
         """Read, check and decode on several threads at once; then make what is made of others."""
         refs = [(key, ref) for key in missing if (ref := needs.stored.get(key))]
-        lows = [(key, low) for key in missing if (low := needs.stacked.get(key))]
-        pairs = [(key, part) for key, low in lows for part in (low.a, low.b)]
+        large = [pair for pair in refs if pair[1].nbytes >= _LARGE]
         with ThreadPoolExecutor(_LOADERS) as pool:
-            tensors = pool.map(lambda pair: self.read(*pair), [*refs, *pairs])
-            for key, _ in refs:
-                self.tensors[key] = next(tensors)
-            for key, low in lows:
+            tensors = pool.map(lambda pair: self.read(*pair), large)
+            for key, ref in refs:
+                self.tensors[key] = next(tensors) if ref.nbytes >= _LARGE else self.read(key, ref)
+        for key in missing:
+            if low := needs.stacked.get(key):
                 stack = self.stacks.setdefault(low.place, Stack())
-                stack.add(key, next(tensors), next(tensors))
+                stack.add(key, self.read(key, low.a), self.read(key, low.b))
         for key in missing:
             if key in needs.derived:
                 self.tensors[key] = self._derive(needs.derived[key], key[1])
