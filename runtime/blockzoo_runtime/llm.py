@@ -26,7 +26,7 @@ from blockzoo_runtime.engine.prepare import Asked, Scorable, generation, samplin
 from blockzoo_runtime.engine.request import Failed, Piece, Request
 from blockzoo_runtime.engine.scheduler import Limits
 from blockzoo_runtime.engine.sequence import Generation
-from blockzoo_runtime.engine.stats import EngineStats, Tally
+from blockzoo_runtime.engine.stats import EngineStats
 from blockzoo_runtime.kv.cache import KVCache
 from blockzoo_runtime.kv.memory import Memory
 from blockzoo_runtime.tenant import Tenants, parse_dtype
@@ -226,12 +226,8 @@ class LLM:
         reset : bool
             Whether to count from zero afterwards.
         """
-        running, waiting = self._engine.counts()
         by_model = {row["model"]: row["resident_bytes"] for row in self.memory()}
-        stats = self._engine.tally.stats(running, waiting, self._kv.stats(), self.nbytes, by_model)
-        if reset:
-            self._engine.tally = Tally()
-        return stats
+        return self._engine.stats(by_model, reset=reset)
 
     def memory(self) -> Table:
         """What is in memory, by model; bytes that several of them use count once in the note."""

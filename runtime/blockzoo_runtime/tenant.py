@@ -177,7 +177,7 @@ class Tenants:
         self._executors = Executors(attention.NAME)
 
     def __iter__(self) -> Any:
-        return iter(self._loaded.items())
+        return iter(list(self._loaded.items()))  # others may be loaded meanwhile
 
     def knows(self, digest: str) -> bool:
         """Whether some name that was asked for means this model."""
@@ -185,7 +185,7 @@ class Tenants:
 
     def names(self, digest: str) -> list[str]:
         """The names by which a loaded model was last asked for."""
-        return sorted(name for name, meant in self._names.items() if meant == digest)
+        return sorted(name for name, meant in list(self._names.items()) if meant == digest)
 
     def get(self, name: str) -> Tenant:
         """The tenant that a name means now.

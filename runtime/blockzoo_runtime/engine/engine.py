@@ -22,7 +22,7 @@ from blockzoo_runtime.engine.room import ModelRoom
 from blockzoo_runtime.engine.sampling import Choice, choose
 from blockzoo_runtime.engine.scheduler import Job, Limits, Plan, Scheduler, Turn
 from blockzoo_runtime.engine.sequence import Generation, Scoring, Sequence
-from blockzoo_runtime.engine.stats import Tally
+from blockzoo_runtime.engine.stats import EngineStats, Tally
 from blockzoo_runtime.errors import BusyError
 
 if TYPE_CHECKING:
@@ -61,9 +61,10 @@ class Engine:
     ) -> None:
         self.tally = Tally()
         self._kv = kv
+        self._resident = resident
         self._runner = Runner(resident, kv)
         self._changed = threading.Condition()
-        self._room = ModelRoom(resident, kv, self._changed, known)
+        self._room = ModelRoom(resident, kv, self._changed, known, limits.turn)
         self._scheduler = Scheduler(self._room, limits)
         self._limits = limits
         self._cancelled: set[Sequence] = set()
@@ -144,12 +145,27 @@ class Engine:
         with self._changed:
             self._room.unpin(tenant)
 
-    def counts(self) -> tuple[int, int]:
-        """How many requests run and how many wait."""
+    def stats(self, resident_by_model: dict[str, int], *, reset: bool = False) -> EngineStats:
+        """What was done until now.
+
+        Parameters
+        ----------
+        resident_by_model : dict of str to int
+        reset : bool
+            Whether to count from zero afterwards.
+        """
         with self._changed:
-            jobs = list(self._room.sequences)
-        running = sum(job.started for job in jobs)
-        return running, len(jobs) - running
+            running = sum(job.started for job in self._room.sequences)
+            stats = self.tally.stats(
+                running,
+                len(self._room.sequences) - running,
+                self._kv.stats(),
+                self._resident.nbytes,
+                resident_by_model,
+            )
+            if reset:
+                self.tally = Tally()
+        return stats
 
     def kv_bytes(self) -> dict[str, int]:
         """Bytes of the pages that each model's requests hold, by digest; shared ones count each."""
@@ -212,7 +228,9 @@ class Engine:
                     generated += self._advance(turn, sequence, outcome)
                 except Exception as error:  # a tokenizer raises what it likes
                     self._fail(sequence, _named(sequence, UnservableError(f"it failed: {error!r}")))
-            self.tally.step(time.perf_counter() - began, reports, generated)
+            seconds = time.perf_counter() - began
+            self.tally.step(seconds, reports, generated)
+            self._room.step_seconds += 0.1 * (seconds - self._room.step_seconds)
         return True
 
     def _settle(self) -> None:

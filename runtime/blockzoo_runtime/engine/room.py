@@ -7,6 +7,7 @@ with those that are here.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from blockzoo_runtime.kv.cache import KVCache
     from blockzoo_runtime.tenant import Tenant
 
+#: how many times as long as its loading took a model stays, where others wait for its place
+_TURN = 4
+_LONGEST_TURN = 4096  # steps
+
 #: the share of the budget that several models' weights leave to KV
 _FOR_KV = 1 / 8
 
@@ -41,6 +46,8 @@ class ModelRoom:
         methods.
     known : callable
         Whether a model, by digest, may be asked for again.
+    turn : int
+        See `Limits`.
     """
 
     def __init__(
@@ -49,8 +56,11 @@ class ModelRoom:
         kv: KVCache,
         changed: threading.Condition,
         known: Callable[[str], bool],
+        turn: int,
     ) -> None:
+        self._shortest_turn = turn
         self.sequences: dict[Job, Sequence] = {}
+        self.step_seconds = 0.0  # of the last steps, on average
         self.failures: list[tuple[str, BlockzooError]] = []
         self._pinned: dict[str, Tenant] = {}
         self._resident = resident
@@ -61,6 +71,7 @@ class ModelRoom:
         self._users: Counter[str] = Counter()
         self._loading: set[str] = set()
         self._crowded: set[str] = set()
+        self._took: dict[str, float] = {}  # seconds to load a model
         self._kept: dict[str, AbstractContextManager[None]] = {}
         self._fits: dict[frozenset[str], bool] = {}
         self._loader: ThreadPoolExecutor | None = None
@@ -103,6 +114,7 @@ class ModelRoom:
     def _load(self, tenant: Tenant) -> None:
         error: BlockzooError | None = None
         crowded = False
+        began = time.perf_counter()
         try:
             self._resident.load(tenant.digest, tenant.needs)
         except NoRoomError:
@@ -113,6 +125,7 @@ class ModelRoom:
             error = UnservableError(f"its weights could not be loaded: {caught!r}")
         with self._changed:
             self._loading.discard(tenant.digest)
+            self._took[tenant.digest] = time.perf_counter() - began
             if tenant.digest not in self._users and not self._known(tenant.digest):
                 self._resident.forget(tenant.digest)  # replaced while it loaded
             if crowded:
@@ -142,6 +155,11 @@ class ModelRoom:
                 distinct |= tenant.needs.nbytes
             self._fits[models] = sum(distinct.values()) <= budget * (1 - _FOR_KV)
         return self._fits[models]
+
+    def turn(self, model: str) -> int:
+        """Steps that a model keeps its place: long enough that loading is a small part of it."""
+        wanted = _TURN * self._took.get(model, 0.0) / max(self.step_seconds, 1e-6)
+        return int(min(max(wanted, self._shortest_turn), _LONGEST_TURN))
 
     def pin(self, tenant: Tenant) -> None:
         """A tenant stays here, whoever else needs the memory."""
@@ -192,6 +210,8 @@ class ModelRoom:
         if not self._users[model]:
             del self._users[model], self._tenants[model]
             self._crowded.discard(model)
+            if not self._known(model):
+                self._took.pop(model, None)
 
     def close(self) -> None:
         """Wait for what is loading and let everything go."""

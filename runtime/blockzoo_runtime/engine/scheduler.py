@@ -38,7 +38,7 @@ class Limits:
     waiting : int
         How many requests of one tenant may wait; more are refused.
     turn : int
-        Steps that a model keeps its place in memory once it has it.
+        Steps that a model keeps its place in memory at least, where others wait for one.
     """
 
     rows: int = 64
@@ -93,6 +93,10 @@ class Room(Protocol):
 
     def fits(self, models: frozenset[str]) -> bool:
         """Whether the weights of all of them fit together."""
+        ...
+
+    def turn(self, model: str) -> int:
+        """Steps that a model keeps its place before it may have to leave it to another."""
         ...
 
     def keep(self, models: frozenset[str]) -> None:
@@ -154,7 +158,7 @@ class Scheduler:
         self._started: dict[str, list[Job]] = {}  # by tenant, oldest first
         self._waiting: dict[str, deque[Job]] = {}
         self._live: Counter[str] = Counter()  # jobs by model
-        self._active: dict[str, int] = {}  # models whose weights have a place: since which step
+        self._active: dict[str, int] = {}  # models that have a place in memory: since which step
         self._steps = 0
         self._added = 0
 
@@ -257,6 +261,7 @@ class Scheduler:
             account.backlogged = True
             return False
         if not self._room.ready(job.model):
+            self._active[job.model] = self._steps  # its turn begins once it is here
             if self._room.crowded(job.model):
                 self._make_way(job, account, step)
             return False  # what it lacks nobody else took
@@ -372,7 +377,7 @@ class Scheduler:
             over = [
                 other
                 for other, since in places.items()
-                if self._steps - since >= self._limits.turn
+                if self._steps - since >= self._room.turn(other)
                 and other not in planned
                 and charges[other] > account.rank
             ]

@@ -31,6 +31,7 @@ class FakeRoom:
         self.sizes = sizes or {}
         self.held: dict[Job, int] = {}
         self.loading: set[str] = set()
+        self.turns = 8
 
     def ready(self, model: str) -> bool:
         return model not in self.loading
@@ -40,6 +41,9 @@ class FakeRoom:
 
     def fits(self, models: frozenset[str]) -> bool:
         return sum(self.sizes.get(model, 0) for model in models) <= self.weights
+
+    def turn(self, model: str) -> int:
+        return self.turns
 
     def keep(self, models: frozenset[str]) -> None:
         assert self.fits(models)
