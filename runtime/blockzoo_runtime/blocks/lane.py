@@ -9,7 +9,6 @@ hidden states between come from the pages, where they were kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,51 +19,14 @@ from blockzoo.execution.context import Context
 from blockzoo_runtime.blocks.profile import Profile
 from blockzoo_runtime.blocks.resident import ResidentTensors
 from blockzoo_runtime.blocks.route import Route
-from blockzoo_runtime.kv.attention import PagedAttention, Span
+from blockzoo_runtime.blocks.rows import Joined, Row, Work
+from blockzoo_runtime.kv.attention import PagedAttention
 from blockzoo_runtime.kv.cache import KVCache
-from blockzoo_runtime.kv.layout import PAGE
-from blockzoo_runtime.kv.pages import Pages
+from blockzoo_runtime.kv.spans import places
+from blockzoo_runtime.upload import upload
 
 if TYPE_CHECKING:
     from blockzoo_runtime.tenant import Tenant
-
-
-@dataclass
-class Work:
-    """One row of a step.
-
-    Parameters
-    ----------
-    tenant : Tenant
-        Resident.
-    pages : Pages
-        With room up to ``end``.
-    slots : sequence of int
-        The row's tokens so far: virtual ones (negative), prompt, generated.
-    end : int
-        Up to where to compute.
-    outputs : int
-        The logits of how many last slots before ``end`` are wanted.
-    """
-
-    tenant: Tenant
-    pages: Pages
-    slots: Sequence[int]
-    end: int
-    outputs: int = 1
-
-
-@dataclass
-class _Row:
-    """A work with where it begins in each group: at its end where all stands already."""
-
-    work: Work
-    starts: list[int]
-
-    @property
-    def new(self) -> int:
-        """Slots that are new in the deepest group, where the most are."""
-        return self.work.end - self.starts[-1]
 
 
 class Lane:
@@ -115,7 +77,7 @@ class Lane:
         tenants = self._tenants(works)
         place = {tenant.digest: i for i, tenant in enumerate(tenants)}
         order = sorted(range(len(works)), key=lambda i: place[works[i].tenant.digest])
-        rows = [_Row(works[i], [min(start, works[i].end) for start in works[i].pages.starts])
+        rows = [Row(works[i], [min(start, works[i].end) for start in works[i].pages.starts])
                 for i in order]  # fmt: skip
         route = self._routed(tenants)
         for row in rows:
@@ -129,16 +91,16 @@ class Lane:
         finally:
             route.leave()
 
-    def _run(self, route: Route, rows: list[_Row], owners: list[int]) -> torch.Tensor:
+    def _run(self, route: Route, rows: list[Row], owners: list[int]) -> torch.Tensor:
         layout, device = self._layout, self._resident.device
         count = len(layout.groups)
         new = [row.new for row in rows]
         pools = [self._kv.pool(layout, group) for group in range(count)]
-        joined = _Joined(rows, count, device)
+        joined = Joined(rows, count, device)
         attention = PagedAttention(layout, pools, joined.spans, device)
         context = self._context(route, rows, owners)
         full = context.hidden
-        hidden = joined.take(full, 0)
+        hidden: torch.Tensor = joined.take(full, 0)
         compiled = self._compiled
         hop = 1
         for group in range(count):
@@ -174,7 +136,8 @@ class Lane:
         outputs = [row.work.outputs for row in rows]
         route.frame.set(_by_tenant(owners, outputs, len(route.frame.bounds) - 1))
         if len(wanted) < hidden.shape[1]:
-            hidden = hidden[:, torch.tensor(wanted, device=device, dtype=torch.long)]
+            [index] = upload([wanted], device)
+            hidden = hidden.index_select(1, index)
         if not wanted:
             return hidden.new_empty(0, 0, dtype=torch.float32)
         route.enter(hop)
@@ -207,7 +170,7 @@ class Lane:
         if kept is not None:
             kept.index_copy_(0, slots, hidden[0].to(kept.dtype))
 
-    def _context(self, route: Route, rows: list[_Row], owners: list[int]) -> Context:
+    def _context(self, route: Route, rows: list[Row], owners: list[int]) -> Context:
         """Embed every new slot; what layers are given besides hidden states."""
         contexts = []
         for part, own in _calls(rows, owners):
@@ -227,10 +190,10 @@ class Lane:
             },
         )
 
-    def _embed(self, rows: Sequence[_Row]) -> Context:
+    def _embed(self, rows: Sequence[Row]) -> Context:
         ids: list[int] = []
         positions: list[int] = []
-        prompts: list[tuple[int, int, int, _Row]] = []
+        prompts: list[tuple[int, int, int, Row]] = []
         for row in rows:
             start, end = row.starts[-1], row.work.end
             virtual = len(row.work.tenant.virtual)
@@ -239,8 +202,7 @@ class Lane:
             ids += [max(slot, 0) for slot in row.work.slots[start:end]]
             positions += range(start, end)
         device = self._resident.device
-        tokens = torch.tensor([ids], device=device)
-        where = torch.tensor([positions], device=device)
+        tokens, where = (each[None] for each in upload([ids, positions], device))
         backbone = self._compiled.backbone
         embedded = None
         if prompts:
@@ -252,7 +214,7 @@ class Lane:
                 embedded[0, first : first + end - start] = values[start:end]
         return backbone.run(tokens, None, where, None, embedded)
 
-    def _prefix(self, row: _Row) -> None:
+    def _prefix(self, row: Row) -> None:
         """Write the keys and values of a prefix adapter where they do not stand yet."""
         tenant = row.work.tenant
         prefix = tenant.compiled.virtual
@@ -266,8 +228,7 @@ class Lane:
             if stored is None:  # (layers, 2, tokens, heads, width)
                 stored = prefix.keys_values(self._resident.source(tenant.dtype)).transpose(2, 3)
             table = row.work.pages.tables[group]
-            slots = [table[s // PAGE] * PAGE + s % PAGE for s in range(start, end)]
-            index = torch.tensor(slots, device=self._resident.device)
+            [index] = upload([places(table, range(start, end))], self._resident.device)
             first = sum(self._layout.groups[:group])
             own = stored[first : first + self._layout.groups[group], :, start:end]
             pool = self._kv.pool(self._layout, group)
@@ -313,88 +274,6 @@ class Lane:
         return self._route[1]
 
 
-class _Joined:
-    """Which of the new slots each group computes, all of them or some.
-
-    Parameters
-    ----------
-    rows : sequence of _Row
-    groups : int
-    device : torch.device
-
-    Attributes
-    ----------
-    counts : list of list of int
-        For each group, each row's new tokens.
-    spans : list of list of Span
-    """
-
-    def __init__(self, rows: Sequence[_Row], groups: int, device: torch.device) -> None:
-        self.counts: list[list[int]] = []
-        self.spans: list[list[Span]] = []
-        self._rows = rows
-        self._device = device
-        self._index: list[torch.Tensor | None] = []
-        total = sum(row.new for row in rows)
-        for group in range(groups):
-            first, counts, spans = 0, [], []
-            for row in rows:
-                start, end = row.starts[group], row.work.end
-                counts.append(end - start)
-                if start < end:
-                    spans.append(Span(first, start, end, row.work.pages.tables[group]))
-                first += end - start
-            self.counts.append(counts)
-            self.spans.append(spans)
-            self._index.append(self._within(group) if first < total else None)
-
-    def _within(self, group: int) -> torch.Tensor:
-        """Where a group's tokens are among all new ones."""
-        index: list[int] = []
-        first = 0
-        for row in self._rows:
-            skipped = row.starts[group] - row.starts[-1]
-            index += range(first + skipped, first + row.new)
-            first += row.new
-        return torch.tensor(index, device=self._device, dtype=torch.long)
-
-    def differs(self, group: int) -> bool:
-        """Whether tokens join at a group."""
-        return self.counts[group] != self.counts[group - 1]
-
-    def take(self, value: Any, group: int) -> Any:
-        """A group's part of what there is for every new slot."""
-        index = self._index[group]
-        if index is None:
-            return value
-        if isinstance(value, tuple):
-            return tuple(self.take(each, group) for each in value)
-        if isinstance(value, torch.Tensor) and value.dim() > 1:
-            return value.index_select(1, index)
-        return value
-
-    def merge(
-        self, hidden: torch.Tensor, group: int, kept: torch.Tensor, full: torch.Tensor
-    ) -> torch.Tensor:
-        """A group's input: the group before's output, and kept states of those that join."""
-        whole = torch.empty_like(full)
-        before = self._index[group - 1]
-        assert before is not None
-        whole.index_copy_(1, before, hidden)
-        first = 0
-        for row in self._rows:
-            start, joined = row.starts[group], row.starts[group - 1]
-            if start < joined:
-                table = row.work.pages.tables[group - 1]
-                slots = [table[s // PAGE] * PAGE + s % PAGE for s in range(start, joined)]
-                begin = first + start - row.starts[-1]
-                index = torch.tensor(slots, device=self._device)
-                whole[0, begin : begin + joined - start] = kept.index_select(0, index)
-            first += row.new
-        result: torch.Tensor = self.take(whole, group)
-        return result
-
-
 def _knee(hop: CompiledHop, profile: Profile | None) -> int | None:
     """How many tokens a block should be given at once; None for as many as there are.
 
@@ -414,9 +293,9 @@ def _by_tenant(owners: Sequence[int], counts: Sequence[int], tenants: int) -> li
     return each
 
 
-def _calls(rows: Sequence[_Row], owners: Sequence[int]) -> Iterator[tuple[list[_Row], list[int]]]:
+def _calls(rows: Sequence[Row], owners: Sequence[int]) -> Iterator[tuple[list[Row], list[int]]]:
     """Rows embedded together; those whose rotary embedding depends on their length alone."""
-    part: list[_Row] = []
+    part: list[Row] = []
     own: list[int] = []
     for row, owner in zip(rows, owners, strict=True):
         if row.work.tenant.whole:

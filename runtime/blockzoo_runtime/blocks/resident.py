@@ -26,6 +26,7 @@ from blockzoo.explore.values import format_bytes
 from blockzoo.tensors import TensorInfo, TensorRef
 from blockzoo_runtime.blocks.needs import Key, Needs, Place, without
 from blockzoo_runtime.blocks.stack import Stack
+from blockzoo_runtime.blocks.transfer import Transfer
 from blockzoo_runtime.errors import NoRoomError
 from blockzoo_runtime.kv.memory import Memory
 
@@ -70,6 +71,7 @@ class ResidentTensors:
         self.loads: Counter[str] = Counter()
         self.memory = memory
         self._read = read
+        self._transfer = Transfer(device) if device.type == "cuda" else None
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # least recently used first
         self._users: Counter[Key] = Counter()
         self._sizes: dict[Key, int] = {}
@@ -183,7 +185,10 @@ class ResidentTensors:
     def read(self, key: Key, ref: TensorRef) -> torch.Tensor:
         """A tensor from the zoo: floats cast to the dtype, on the device."""
         info, data = self._read(ref.digest)
-        return cast(to_torch(info, data), key[1], self.device)
+        tensor = to_torch(info, data)
+        if self._transfer is not None:
+            return self._transfer(tensor, key[1])
+        return cast(tensor, key[1], self.device)
 
     def _derive(self, fused: Fused, dtype: torch.dtype) -> torch.Tensor:
         parts = []

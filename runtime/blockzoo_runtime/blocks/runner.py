@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from blockzoo_runtime.blocks.lane import Lane, Work
+from blockzoo_runtime.blocks.lane import Lane
 from blockzoo_runtime.blocks.profile import Profile
 from blockzoo_runtime.blocks.resident import ResidentTensors
+from blockzoo_runtime.blocks.rows import Work
 from blockzoo_runtime.kv.cache import KVCache
 
 if TYPE_CHECKING:

@@ -10,135 +10,34 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
-from blockzoo_runtime.kv.layout import PAGE, Layout
+from blockzoo_runtime.kv import packed
+from blockzoo_runtime.kv.layout import Layout
+from blockzoo_runtime.kv.packed import Packed
+from blockzoo_runtime.kv.padded import Attention, Padded
 from blockzoo_runtime.kv.pool import Pool
+from blockzoo_runtime.kv.spans import Span, blank_slots, new_slots
+from blockzoo_runtime.upload import upload
 
 #: the name under which transformers knows `attend`
 NAME = "blockzoo"
-
-#: rows decoded together are padded to the longest, which may have this many pages more …
-_SLACK = 4
-#: … or be this many times as long as the shortest
-_SPREAD = 1.5
-
-
-@dataclass(frozen=True)
-class Span:
-    """A row's new tokens in one group.
-
-    Parameters
-    ----------
-    first : int
-        Where they begin among the packed tokens.
-    start, end : int
-        The slots they fill.
-    table : sequence of int
-        The row's pages in this group.
-    """
-
-    first: int
-    start: int
-    end: int
-    table: Sequence[int]
-
-
-class _Together:
-    """Rows with one new token each, attended to in one call.
-
-    Their pages are gathered side by side, padded with pages of their own.
-    """
-
-    def __init__(self, spans: Sequence[Span], everything: bool, device: torch.device) -> None:
-        counts = [-(-span.end // PAGE) for span in spans]
-        most = max(counts)
-        padded = [
-            [*span.table[:count], *([span.table[0]] * (most - count))]
-            for span, count in zip(spans, counts, strict=True)
-        ]
-        self._rows = len(spans)
-        self._length = most * PAGE
-        self._pages = torch.tensor(list(chain.from_iterable(padded)), device=device)
-        self._ends = torch.tensor([span.end for span in spans], device=device)
-        #: their places among the packed tokens; None where they are all there is, in order
-        self.index: torch.Tensor | None = None
-        if not everything:
-            self.index = torch.tensor([span.first for span in spans], device=device)
-        self._full = all(span.end == self._length for span in spans)
-        self._masks: dict[int | None, torch.Tensor | None] = {}
-
-    def gather(self, stored: torch.Tensor) -> torch.Tensor:
-        """(rows, heads, length, width) from a layer's (slots, heads, width)."""
-        _, heads, width = stored.shape
-        paged = stored.view(-1, PAGE * heads * width).index_select(0, self._pages)
-        return paged.view(self._rows, self._length, heads, width).transpose(1, 2)
-
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """(rows, 1, 1, length): 0 where a token may look, else -inf; None: everywhere."""
-        if self._full and (window is None or window >= self._length):
-            return None
-        if window not in self._masks:
-            slots = torch.arange(self._length, device=self._ends.device)
-            seen = slots < self._ends[:, None]
-            if window is not None:
-                seen &= slots >= (self._ends - window)[:, None]
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._masks[window] = mask.masked_fill_(~seen, float("-inf"))[:, None, None]
-        return self._masks[window]
 
 
 class _Plan:
     """One group's part of a step: the same for each of its layers."""
 
-    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
-        self.slots = torch.tensor(
-            [
-                span.table[slot // PAGE] * PAGE + slot % PAGE
-                for span in spans
-                for slot in range(span.start, span.end)
-            ],
-            device=device,
-            dtype=torch.long,
-        )  # where each packed token's keys and values go
-        single = sorted(
-            (span for span in spans if span.end - span.start == 1), key=lambda span: span.end
-        )
-        self.longer = [span for span in spans if span.end - span.start > 1]
-        buckets: list[list[Span]] = []
-        for span in single:
-            fits = buckets and span.end <= buckets[-1][0].end * _SPREAD + _SLACK * PAGE
-            if fits:
-                buckets[-1].append(span)
-            else:
-                buckets.append([span])
-        if len(buckets) == 1 and not self.longer:
-            self.together = [_Together(spans, True, device)]
-        else:
-            self.together = [_Together(bucket, False, device) for bucket in buckets]
-        self._pages: dict[int, torch.Tensor] = {}
-        self._device = device
-        # unfilled slots of new pages must hold numbers: what is masked is multiplied by nought
-        self.blank = [
-            span.table[slot // PAGE] * PAGE + slot % PAGE
-            for span in spans
-            if span.start <= (span.end - 1) // PAGE * PAGE
-            for slot in range(span.end, -(-span.end // PAGE) * PAGE)
-        ]
+    def __init__(self, spans: Sequence[Span], slots: torch.Tensor, together: Packed | None) -> None:
+        self.slots = slots
+        self.packed = together
+        self._spans = spans
 
-    def stored(self, span: Span, of_layer: torch.Tensor) -> torch.Tensor:
-        """A row's keys or values up to its end, (1, heads, end, width)."""
-        if span.first not in self._pages:
-            pages = list(span.table[: -(-span.end // PAGE)])
-            self._pages[span.first] = torch.tensor(pages, device=self._device)
-        _, heads, width = of_layer.shape
-        paged = of_layer.view(-1, PAGE * heads * width).index_select(0, self._pages[span.first])
-        return paged.view(1, -1, heads, width)[:, : span.end].transpose(1, 2)
+    @cached_property
+    def padded(self) -> Padded:
+        return Padded(self._spans, self.slots.device)
 
 
 _now = threading.local()
@@ -166,12 +65,20 @@ class PagedAttention:
     ) -> None:
         self._layout = layout
         self._pools = pools
-        self._plans = []
-        for pool, of_group in zip(pools, spans, strict=True):
-            plan = _Plan(of_group, device)
-            self._plans.append(plan)
-            if plan.blank:
-                index = torch.tensor(plan.blank, device=device)
+        blank = [blank_slots(of_group) for of_group in spans]
+        places = upload([*(new_slots(of_group) for of_group in spans), *blank], device)
+        plans: list[Packed | None] = [None] * len(spans)
+        if packed.is_usable(device, layout.dtype, layout.key_width, layout.value_width):
+            numbers = [packed.numbers(of_group) for of_group in spans]
+            tensors = iter(upload([each for own in numbers for each in own], device, torch.int32))
+            plans = [Packed.of(of_group, [next(tensors) for _ in own])
+                     for of_group, own in zip(spans, numbers, strict=True)]  # fmt: skip
+        self._plans = [
+            _Plan(of_group, slots, together)
+            for of_group, slots, together in zip(spans, places[: len(spans)], plans, strict=True)
+        ]
+        for pool, own, index in zip(pools, blank, places[len(spans) :], strict=True):
+            if own:
                 pool.keys.index_fill_(1, index, 0)
                 pool.values.index_fill_(1, index, 0)
 
@@ -224,99 +131,10 @@ def attend(
     plan: _Plan = _now.plan
     keys, values = _now.stored
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    attention = _Attention(scale, sliding_window, softcap)
-    if not plan.longer and len(plan.together) == 1 and plan.together[0].index is None:
-        return attention.together(plan.together[0], query[0].transpose(0, 1), keys, values), None
-    heads, count = query.shape[1:3]
-    out = query.new_empty(1, count, heads, values.shape[-1])
-    for rows in plan.together:
-        assert rows.index is not None
-        queries = query[0].index_select(1, rows.index).transpose(0, 1)
-        out.index_copy_(1, rows.index, attention.together(rows, queries, keys, values))
-    for span in plan.longer:
-        last = span.first + span.end - span.start
-        queries = query[:, :, span.first : last]
-        if span.start == 0:
-            own = key[:, :, span.first : last], value[:, :, span.first : last]
-        else:
-            own = plan.stored(span, keys), plan.stored(span, values)
-        out[:, span.first : last] = attention.longer(span, queries, *own).transpose(1, 2)
-    return out, None
-
-
-@dataclass(frozen=True)
-class _Attention:
-    scale: float
-    window: int | None
-    softcap: float | None
-
-    def together(
-        self, rows: _Together, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
-        """One query a row, (rows, query heads, width), to (1, rows, query heads, width).
-
-        The query heads that share a key head are given as so many queries of that head: its
-        keys are read once, and on CPUs torch's attention is several times faster for it.
-        """
-        count, heads, width = queries.shape
-        shared = keys.shape[1]
-        folded = queries.reshape(count, shared, heads // shared, width)
-        alone = heads == shared and queries.dtype != torch.float32 and queries.device.type == "cpu"
-        if alone:  # as above: two equal queries are faster than one
-            folded = folded.expand(-1, -1, 2, -1)
-        mask = rows.mask(self.window, queries.dtype)
-        out = self._attend(folded, rows.gather(keys), rows.gather(values), mask)
-        if alone:
-            out = out[:, :, :1]
-        return out.reshape(1, count, heads, values.shape[-1])
-
-    def longer(
-        self, span: Span, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
-        """Several queries of one row, (1, query heads, n, width), to the same shape."""
-        window = self.window if self.window is not None and self.window < span.end else None
-        if span.start == 0 and window is None and self.softcap is None:
-            return scaled_dot_product_attention(
-                queries,
-                keys,
-                values,
-                is_causal=True,
-                scale=self.scale,
-                enable_gqa=queries.shape[1] != keys.shape[1],
-            )
-        own = torch.arange(span.start, span.end, device=queries.device)[:, None]
-        slots = torch.arange(span.end, device=queries.device)
-        seen = slots <= own
-        if window is not None:
-            seen &= slots > own - window
-        mask = torch.zeros(seen.shape, dtype=queries.dtype, device=queries.device)
-        mask.masked_fill_(~seen, float("-inf"))
-        return self._attend(queries, keys, values, mask[None, None])
-
-    def _attend(
-        self,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        if self.softcap is None:
-            return scaled_dot_product_attention(
-                queries,
-                keys,
-                values,
-                attn_mask=mask,
-                scale=self.scale,
-                enable_gqa=queries.shape[1] != keys.shape[1],
-            )
-        groups = queries.shape[1] // keys.shape[1]
-        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-        scores = torch.matmul(queries, keys.transpose(2, 3)) * self.scale
-        scores = torch.tanh(scores / self.softcap) * self.softcap
-        if mask is not None:
-            scores = scores + mask
-        weights = scores.softmax(-1, dtype=torch.float32).to(queries.dtype)
-        return torch.matmul(weights, values)
+    if plan.packed is not None and softcap is None:
+        return plan.packed.attend(query, keys, values, scale, sliding_window), None
+    attention = Attention(scale, sliding_window, softcap)
+    return plan.padded.attend(query, (key, value), (keys, values), attention), None
 
 
 def register() -> None:
