@@ -152,7 +152,7 @@ class Arrivals:
         for _ in range(_TRIES):
             with ExitStack() as stack:
                 session = stack.enter_context(Session(self.zoo.objects))
-                incoming = self._incoming(session)
+                incoming = self._incoming(session, arrivals, stack)
                 files = stack.enter_context(ExitStack())
                 arrivals = [
                     a for a in arrivals if self._read(a, arrivals, session, incoming, files)
@@ -172,13 +172,17 @@ class Arrivals:
             hint="do not run `blockzoo gc --older-than 0` in a loop beside an ingest",
         )
 
-    def _incoming(self, session: Session) -> Incoming | None:
+    def _incoming(
+        self, session: Session, arrivals: Sequence[_Arrival], stack: ExitStack
+    ) -> Incoming | None:
         if self.level is None:
             return None
         from blockzoo.dedupe.incoming import Incoming
+        from blockzoo.team import Team
 
         raise_open_file_limit()
-        return Incoming(session)
+        size = sum(_size(arrival.path) for arrival in arrivals)
+        return Incoming(session, stack.enter_context(Team(size)))
 
     def _read(
         self,
@@ -237,7 +241,7 @@ class Arrivals:
         from blockzoo.similarity.sketches import Sketches
 
         Sketches(self.zoo.objects).put(incoming.sketches)
-        if incoming.known_raw and self.level is not None:
+        if incoming.kept_raw and self.level is not None:
             names = [arrival.name for arrival in arrivals]
             plan = self.zoo.dedupe(level=self.level, only=names, sample=False)
             plan.execute(self.progress)
@@ -295,3 +299,12 @@ def _share(arrivals: Sequence[_Arrival], seconds: float) -> None:
     sizes = [arrival.intake.new_bytes + 1 for arrival in arrivals if arrival.intake]
     for arrival, size in zip(arrivals, sizes, strict=True):
         arrival.seconds += seconds * size / sum(sizes)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    try:
+        files = path.iterdir() if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files)
+    except OSError:
+        return 0

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from blockzoo.errors import DamagedError, UsageError
 from blockzoo.progress import Progress, silent
 from blockzoo.records import Model, Part, Recipe
 from blockzoo.store import durable
-from blockzoo.store.objects import Objects
+from blockzoo.store.objects import Objects, open_objects
+from blockzoo.team import Team
 
 _PARTIAL = ".blockzoo-partial"
 _CHUNK = 8 << 20  # bytes
-_THREADS = min(8, (os.cpu_count() or 1) + 1)  # one more than cores: some wait for the disk
+_RUN = 4 << 20  # bytes of a file that are written in one go
 
 
 def export(
@@ -30,6 +30,7 @@ def export(
     *,
     overwrite: bool = False,
     what: str = "",
+    team: Team | None = None,
     progress: Progress = silent,
 ) -> list[Path]:
     """Write every original file of a model.
@@ -40,6 +41,8 @@ def export(
         Made where absent.
     overwrite : bool
         Replace files that are there and differ.
+    team : Team, optional
+        Kept over several exports; else there is one for this.
 
     Returns
     -------
@@ -52,6 +55,17 @@ def export(
     DamagedError
         Where an object is missing or damaged.
     """
+    if team is None:
+        with Team(model.nbytes) as own:
+            return export(
+                objects,
+                model,
+                folder,
+                overwrite=overwrite,
+                what=what,
+                team=own,
+                progress=progress,
+            )
     targets = {recipe: folder / safe_path(recipe.path) for recipe in model.files}
     there = {recipe for recipe, path in targets.items() if path.exists()}
     right = {recipe for recipe in there if _same(objects, recipe, targets[recipe])}
@@ -69,7 +83,7 @@ def export(
             folders |= {path.parent}
             partial = path.with_name(path.name + _PARTIAL)
             try:
-                for size in _write(objects, recipe, partial):
+                for size in _write(objects, recipe, partial, team):
                     progress(what, done := done + size, total, 0)
                 if recipe.executable:
                     partial.chmod(partial.stat().st_mode | 0o111)
@@ -106,26 +120,49 @@ def _check_size(part: Part, size: int) -> None:
         raise DamagedError(f"{part.source} {part.digest[:12]} is not of the size the recipe says")
 
 
-def _write(objects: Objects, recipe: Recipe, path: Path) -> Iterator[int]:
-    """Write a recipe's file, several parts at once, each where it belongs; tells their sizes."""
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring parts of a recipe's file, and where they begin."""
+
+    zoo: Path
+    file: Path
+    start: int
+    parts: tuple[Part, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+
+def _write(objects: Objects, recipe: Recipe, path: Path, team: Team) -> Iterator[int]:
+    """Write a recipe's file, several runs at once, each where it belongs; tells their sizes."""
     with open(path, "wb") as file:
         file.truncate(recipe.size)
+    for run, _ in team.map(_write_run, _runs(objects.layout.root, recipe, path)):
+        yield run.size
 
-    def write(start: int, part: Part) -> int:
-        with open(path, "r+b", buffering=0) as file:
-            file.seek(start)
+
+def _runs(zoo: Path, recipe: Recipe, path: Path) -> list[_Run]:
+    runs: list[_Run] = []
+    parts: list[Part] = []
+    start = end = 0
+    for part in recipe.parts:
+        parts.append(part)
+        end += part.size
+        if end - start >= _RUN:
+            runs.append(_Run(zoo, path, start, tuple(parts)))
+            start, parts = end, []
+    return [*runs, _Run(zoo, path, start, tuple(parts))]
+
+
+def _write_run(run: _Run) -> None:
+    objects = open_objects(run.zoo)
+    with open(run.file, "r+b", buffering=0) as file:
+        file.seek(run.start)
+        for part in run.parts:
             for piece in _pieces(objects, part):
                 while piece:
                     piece = piece[os.write(file.fileno(), piece) :]
-        return part.size
-
-    starts = accumulate((part.size for part in recipe.parts), initial=0)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            yield from pool.map(write, starts, recipe.parts)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _pieces(objects: Objects, part: Part) -> Iterator[memoryview]:

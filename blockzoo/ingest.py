@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from blockzoo.errors import BaseMissingError, SourceError, UsageError
 from blockzoo.formats.checkpoint import Checkpoint, open_checkpoint
 from blockzoo.formats.mapped import MappedFile
-from blockzoo.formats.stored import StoredTensor, WeightsFile
+from blockzoo.formats.stored import Span, StoredTensor, WeightsFile
 from blockzoo.partition import partition, partition_adapter
 from blockzoo.progress import Progress
 from blockzoo.records import Block, Model, Part, Recipe
@@ -133,7 +133,7 @@ class Intake:
             if span.info is None:
                 self._advance(span.size, 0)
                 return self._literal(file.bytes(span))
-            digest, new = self._tensor(span.info, lambda: file.bytes(span))
+            digest, new = self._tensor(span.info, file.bytes(span), file.path, span)
             digests[span.start, span.end] = digest
             self._advance(span.size, new)
             return Part("tensor", span.size, digest)
@@ -142,7 +142,7 @@ class Intake:
             if tensor.span and tensor.span.info == tensor.info:
                 digest = digests[tensor.span.start, tensor.span.end]
             else:
-                digest, new = self._tensor(tensor.info, lambda: tensor.data)
+                digest, new = self._tensor(tensor.info, tensor.data)
                 self._advance(0, new)
             return TensorRef(tensor.info.dtype, tensor.info.shape, digest)
 
@@ -151,10 +151,19 @@ class Intake:
             kept.update((tensor.name, refer(tensor)) for tensor in file.tensors)
         return self._recipe(root, file.path.relative_to(root), parts)
 
-    def _tensor(self, info: TensorInfo, read: Callable[[], memoryview]) -> tuple[str, int]:
-        if self._incoming is not None:
-            return self._incoming.take(info, read)
-        return self.session.tensor(info, read())
+    def _tensor(
+        self,
+        info: TensorInfo,
+        data: memoryview,
+        path: Path | None = None,
+        span: Span | None = None,
+    ) -> tuple[str, int]:
+        if self._incoming is None:
+            return self.session.tensor(info, data)
+        from blockzoo.dedupe.coding import Place
+
+        place = Place(path.resolve(), span.start, span.end) if path and span else None
+        return self._incoming.take(info, data, place)
 
     def _file(self, root: Path, path: Path) -> Recipe:
         file = MappedFile(root / path)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from blockzoo.explore.view import ModelView
     from blockzoo.ingest import Base
     from blockzoo.store.check import Report
+    from blockzoo.team import Team
 
 _SHORTEST_DIGEST = 8  # hex digits
 
@@ -152,6 +153,7 @@ class Zoo:
         folder: str | Path,
         *,
         overwrite: bool = False,
+        team: Team | None = None,
         progress: Progress = silent,
     ) -> list[Path]:
         """Write a model's original files, byte for byte, into a folder; see `export.export`."""
@@ -159,7 +161,13 @@ class Zoo:
 
         model = self.model(name)
         return export(
-            self.objects, model, Path(folder), overwrite=overwrite, what=name, progress=progress
+            self.objects,
+            model,
+            Path(folder),
+            overwrite=overwrite,
+            what=name,
+            team=team,
+            progress=progress,
         )
 
     # reading

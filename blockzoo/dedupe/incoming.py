@@ -4,66 +4,36 @@ first.
 While the checkpoints of a call are read, tensors that the zoo does not have are only hashed and
 sketched. Then references are chosen for all of them at once, those in the zoo included. A
 reference is written and checked before anything is coded against it, and is in its place before
-any difference from it; every packed file is decoded again and held to its tensor's digest before
-it is placed. What is not near anything becomes planes, or a raw file.
+any difference from it (`coding`). What is not near anything becomes planes, or a raw file.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blockzoo.codecs import PACKED, raw
-from blockzoo.codecs.grouping import Grouping
+from blockzoo.codecs import raw
+from blockzoo.dedupe import coding
+from blockzoo.dedupe.coding import Family, Place, Seen, Staged
 from blockzoo.dedupe.planner import SMALLEST, Kept, kept_for
-from blockzoo.errors import DamagedError, SourceError
 from blockzoo.progress import Progress
 from blockzoo.similarity.sketch import Sketch, bucket, sketch
 from blockzoo.similarity.sketches import Sketches
 from blockzoo.store import durable
-from blockzoo.store.mapping import map_file
-from blockzoo.store.objects import check_decoded
-from blockzoo.tensors import TensorInfo, TensorRef, tensor_digest
+from blockzoo.team import Team
+from blockzoo.tensors import TensorInfo, TensorRef
 
 if TYPE_CHECKING:
     from blockzoo.dedupe.plan import Level
     from blockzoo.store.session import Session
     from blockzoo.zoo import Zoo
 
-_THREADS = min(8, os.cpu_count() or 1)
 _FLUSH_FROM = 64 << 20  # bytes
 _TOGETHER = 1 << 30  # bytes of tensors that are brought to their places together
-
-Read = Callable[[], memoryview]
-_Staged = tuple[str, str, Path]  # digest, suffix, file
-Reference = tuple[str, TensorInfo, memoryview]
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A tensor that has been hashed, and how to get at its bytes once more."""
-
-    ref: TensorRef
-    read: Read
-
-
-@dataclass(frozen=True)
-class _Family:
-    """What is coded against one reference, which is new itself, or in the zoo, or none."""
-
-    reference: str
-    first: _Seen | None
-    others: tuple[_Seen, ...]
-
-    @property
-    def nbytes(self) -> int:
-        first = self.first.ref.nbytes if self.first else 0
-        return first + sum(seen.ref.nbytes for seen in self.others)
 
 
 class Incoming:
@@ -72,23 +42,29 @@ class Incoming:
     Parameters
     ----------
     session : Session
+    team : Team
+        Shares the work.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, team: Team) -> None:
         self.session = session
+        self.team = team
         self.sketches: list[tuple[TensorRef, Sketch]] = []
-        self.known_raw = False
-        self._seen: dict[str, _Seen] = {}
+        self.kept_raw = False  # whether a tensor is raw that might be packed
+        self._root = session.layout.root
+        self._seen: dict[str, Seen] = {}
         self._guard = threading.Lock()
 
-    def take(self, info: TensorInfo, read: Read) -> tuple[str, int]:
+    def take(self, info: TensorInfo, data: memoryview, place: Place | None) -> tuple[str, int]:
         """Look at a tensor.
 
         Parameters
         ----------
         info : TensorInfo
-        read : callable
-            Gives its bytes, now and again in `store`.
+        data : memoryview
+            Its bytes.
+        place : Place or None
+            Where they lie, to be read again in `store`; one that lies nowhere so is kept raw.
 
         Returns
         -------
@@ -96,23 +72,25 @@ class Incoming:
         new_bytes : int
             As for `Session.tensor`.
         """
-        data = read()
         if info.nbytes < SMALLEST or not bucket(info):
             return self.session.tensor(info, data)
-        digest = tensor_digest(info, data)
+        if place is None:
+            self.kept_raw = True
+            return self.session.tensor(info, data)
+        digest, made = self.team.call(coding.look, (self._root, info, place))
         with self._guard:
             if digest in self._seen:
                 return digest, 0
         if self.session.has_tensor(info, digest):
             path = self.session.objects.find("tensors", digest)
-            self.known_raw |= path is not None and path.suffix == raw.SUFFIX
+            self.kept_raw |= path is not None and path.suffix == raw.SUFFIX
             return digest, 0
         ref = TensorRef(info.dtype, info.shape, digest)
-        made = sketch(ref, data)
+        made = made or sketch(info, data)
         with self._guard:
             if digest in self._seen:
                 return digest, 0
-            self._seen[digest] = _Seen(ref, read)
+            self._seen[digest] = Seen(ref, place)
             self.sketches.append((ref, made))
         return digest, info.nbytes
 
@@ -136,96 +114,49 @@ class Incoming:
         sketches = Sketches(zoo.objects)
         sketches.offer(self.sketches)
         refs = {digest: seen.ref for digest, seen in self._seen.items()}
-        families = self._families(kept_for(zoo, sketches, refs, level))
+        families = self._families(kept_for(zoo, sketches, refs, level), level)
         total, done = sum(family.nbytes for family in families), 0
-        with (
-            ThreadPoolExecutor(_THREADS) as pool,
-            _Flushing(self.session.folder) as flushing,
-        ):
-            try:
-                for batch in _batched(families):
-                    work = [pool.submit(self._write, family, level, flushing) for family in batch]
-                    placed = []
-                    for family, written in zip(batch, work, strict=True):
-                        placed.append(written.result())
-                        done += family.nbytes
-                        progress("dedupe", done, total, 0)
-                    self.session.settle_tensors([one for first, _ in placed for one in first])
-                    self.session.settle_tensors([one for _, others in placed for one in others])
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        with _Flushing(self.session.folder) as flushing:
+            for batch in _batched(families):
+                first: list[Staged] = []
+                others: list[Staged] = []
+                for family, written in self.team.map(coding.write, batch):
+                    first += written[0]
+                    others += written[1]
+                    done += family.nbytes
+                    flushing.wrote(family.nbytes)
+                    progress("dedupe", done, total, 0)
+                self.session.settle_tensors(first)
+                self.session.settle_tensors(others)
+        coding.forget()
 
-    def _families(self, kept: dict[str, Kept]) -> list[_Family]:
+    def _families(self, kept: dict[str, Kept], level: Level) -> list[Family]:
         """The largest first, so that none is left over when all else is done."""
-        others: dict[str, list[_Seen]] = {}
-        for digest, how in kept.items():
-            if how.reference:
-                others.setdefault(how.reference, []).append(self._seen[digest])
-        self._codecs = {digest: how.codec for digest, how in kept.items()}
+        seen = {
+            digest: replace(one, codec=kept[digest].codec) if digest in kept else one
+            for digest, one in self._seen.items()
+        }
+        families: dict[str, list[Seen]] = {}
+        for digest, one in seen.items():
+            reference = kept[digest].reference if digest in kept else ""
+            if reference:
+                families.setdefault(reference, []).append(one)
+            else:
+                families.setdefault(digest, [])
+        for reference in families.keys() - seen.keys():
+            self.session.rely("tensors", reference)  # from here on no collection takes it
         found = [
-            _Family(reference, self._seen.get(reference), tuple(group))
-            for reference, group in others.items()
+            Family(
+                self._root,
+                self.session.folder,
+                level,
+                reference,
+                seen.get(reference),
+                tuple(others),
+            )
+            for reference, others in families.items()
         ]
-        alone = self._seen.keys() - others.keys() - {d for d, how in kept.items() if how.reference}
-        found += [_Family(digest, self._seen[digest], ()) for digest in sorted(alone)]
         return sorted(found, key=lambda family: (-family.nbytes, family.reference))
-
-    def _write(
-        self, family: _Family, level: Level, flushing: _Flushing
-    ) -> tuple[list[_Staged], list[_Staged]]:
-        first: list[_Staged] = []
-        base: Reference | None = None
-        if family.first is not None:
-            staged, codec, kept = self._write_first(family.first, level, bool(family.others))
-            first.append((family.first.ref.digest, codec, staged))
-            flushing.wrote(staged.stat().st_size)
-            base = kept and (family.reference, *kept)
-        else:
-            self.session.rely("tensors", family.reference)
-            base = (family.reference, *self.session.objects.reference(family.reference))
-        grouping, others = Grouping(), []
-        for seen in family.others:
-            staged, codec = self._write_other(seen, base, level, grouping)
-            others.append((seen.ref.digest, codec, staged))
-            flushing.wrote(staged.stat().st_size)
-        return first, others
-
-    def _write_first(
-        self, seen: _Seen, level: Level, needed: bool
-    ) -> tuple[Path, str, tuple[TensorInfo, memoryview] | None]:
-        """Write a tensor that stands by itself; its bytes as stored are kept where needed."""
-        codec = self._codecs.get(seen.ref.digest, raw.SUFFIX)
-        if codec in PACKED:
-            packed = PACKED[codec].encode(seen.ref, seen.read(), None, level=level)
-            if packed is not None:
-                kept = None
-                if needed:
-                    kept = PACKED[codec].decode(memoryview(packed), None)
-                    if tensor_digest(*kept) != seen.ref.digest:
-                        raise _changed()
-                else:
-                    _check(seen, packed, None, None)
-                return self.session.stage(packed), codec, kept
-        staged = self._write_raw(seen)
-        return staged, raw.SUFFIX, raw.read(map_file(staged)) if needed else None
-
-    def _write_other(
-        self, seen: _Seen, base: Reference | None, level: Level, grouping: Grouping
-    ) -> tuple[Path, str]:
-        codec = self._codecs[seen.ref.digest]
-        coder = PACKED[codec]
-        packed = coder.encode(seen.ref, seen.read(), base, level=level, grouping=grouping)
-        if packed is None:
-            return self._write_raw(seen), raw.SUFFIX
-        _check(seen, packed, base, grouping)
-        return self.session.stage(packed), codec
-
-    def _write_raw(self, seen: _Seen) -> Path:
-        staged, digest = self.session.stage_tensor(seen.ref, seen.read())
-        if digest != seen.ref.digest:
-            raise _changed()
-        return staged
 
 
 class _Flushing:
@@ -254,19 +185,8 @@ class _Flushing:
                 self._running = self._pool.submit(durable.flush_disk, self._folder)
 
 
-def _check(seen: _Seen, packed: bytes, base: Reference | None, grouping: Grouping | None) -> None:
-    try:
-        check_decoded(seen.ref.digest, memoryview(packed), base and base[1:], grouping)
-    except DamagedError as error:
-        raise _changed() from error
-
-
-def _changed() -> SourceError:
-    return SourceError("the file was changed while it was being read", hint="run it again")
-
-
-def _batched(families: list[_Family]) -> Iterator[list[_Family]]:
-    batch: list[_Family] = []
+def _batched(families: list[Family]) -> Iterator[list[Family]]:
+    batch: list[Family] = []
     size = 0
     for family in families:
         batch.append(family)

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -307,6 +308,12 @@ class Objects:
                 return path
             time.sleep(pause)
         return None
+
+
+@lru_cache(maxsize=4)
+def open_objects(root: Path) -> Objects:
+    """The objects of a zoo's folder, once for a process that is told of it again and again."""
+    return Objects(Layout(root))
 
 
 def check_decoded(

@@ -93,7 +93,8 @@ class Session:
             expected = tensor_digest(info, data)
             if self.has_tensor(info, expected):
                 return expected, 0
-        staged, digest = self.stage_tensor(info, data)
+        staged = self._stage()
+        digest = stage_tensor(staged, info, data)
         if expected is None:
             self._expect_new = not self.has_tensor(info, digest)
             if not self._expect_new:
@@ -108,20 +109,6 @@ class Session:
     def has_tensor(self, info: TensorInfo, digest: str) -> bool:
         """Whether a tensor is there; then `commit` makes sure that it still is."""
         return self._has("tensors", digest, raw.size(info))
-
-    def stage_tensor(self, info: TensorInfo, data: memoryview) -> tuple[Path, str]:
-        """Write a raw file under ``tmp/``; the digest is that of the very bytes written."""
-        hasher = tensor_hasher(info, threads=1)
-        staged = self._stage()
-        buffer = memoryview(bytearray(min(_CHUNK, len(data))))
-        with open(staged, "wb", buffering=0) as file:
-            _write(file.fileno(), raw.header(info))
-            for start in range(0, len(data), _CHUNK):
-                chunk = buffer[: min(_CHUNK, len(data) - start)]
-                chunk[:] = data[start : start + len(chunk)]
-                hasher.update(chunk)
-                _write(file.fileno(), chunk)
-        return staged, str(hasher.hexdigest())
 
     def file(self, data: memoryview) -> str:
         """Keep some bytes as a file object, compressed where that helps; returns the digest."""
@@ -153,9 +140,7 @@ class Session:
     def stage(self, *parts: bytes | memoryview) -> Path:
         """Write a file that is to be moved to its place by `settle`."""
         staged = self._stage()
-        with open(staged, "wb", buffering=0) as file:
-            for part in parts:
-                _write(file.fileno(), part)
+        stage(staged, *parts)
         return staged
 
     def settle(self, moves: Sequence[tuple[Path, Path]]) -> None:
@@ -272,6 +257,27 @@ class Session:
         place.parent.mkdir(parents=True, exist_ok=True)
         os.chmod(staged, 0o444)
         os.replace(staged, place)
+
+
+def stage(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file under ``tmp/``."""
+    with open(path, "wb", buffering=0) as file:
+        for part in parts:
+            _write(file.fileno(), part)
+
+
+def stage_tensor(path: Path, info: TensorInfo, data: memoryview) -> str:
+    """Write a raw file under ``tmp/``; returns the digest of the very bytes written."""
+    hasher = tensor_hasher(info, threads=1)
+    buffer = memoryview(bytearray(min(_CHUNK, len(data))))
+    with open(path, "wb", buffering=0) as file:
+        _write(file.fileno(), raw.header(info))
+        for start in range(0, len(data), _CHUNK):
+            chunk = buffer[: min(_CHUNK, len(data) - start)]
+            chunk[:] = data[start : start + len(chunk)]
+            hasher.update(chunk)
+            _write(file.fileno(), chunk)
+    return str(hasher.hexdigest())
 
 
 def _write(fd: int, data: bytes | memoryview) -> None:

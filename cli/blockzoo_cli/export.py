@@ -21,13 +21,15 @@ def command(app: App, names: tuple[str, ...], folder: Path, overwrite: bool) -> 
     """
     zoo = app.zoo()
     targets = {name: folder / name if len(names) > 1 else folder for name in names}
-    for name in names:
-        zoo.resolve(name)  # a wrong name stops it before anything is written
-    with bar(app.output) as progress:
+    from blockzoo.team import Team
+
+    # a wrong name stops it before anything is written
+    total = sum(zoo.model(name).nbytes for name in names)
+    with Team(total) as team, bar(app.output) as progress:
         files = [
             path
             for name, target in targets.items()
-            for path in zoo.export(name, target, overwrite=overwrite, progress=progress)
+            for path in zoo.export(name, target, overwrite=overwrite, team=team, progress=progress)
         ]
     paths = [str(path) for path in files]
     size = sum(path.stat().st_size for path in files)
