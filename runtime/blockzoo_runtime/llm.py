@@ -7,31 +7,29 @@ at each request, so a model ingested or replaced meanwhile is served at the next
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 
-from blockzoo.errors import BlockzooError, UsageError
+from blockzoo.errors import UsageError
 from blockzoo.explore.table import Table
 from blockzoo.zoo import Zoo
 from blockzoo_runtime.blocks.resident import ResidentTensors, parse_bytes
+from blockzoo_runtime.engine.calls import OnError, Prepared, arun_all, prepare_all, run_all
 from blockzoo_runtime.engine.engine import Engine
 from blockzoo_runtime.engine.handle import Stream
 from blockzoo_runtime.engine.holdings import holdings
 from blockzoo_runtime.engine.prepare import Asked, Scorable, generation, sampling_of, scoring
-from blockzoo_runtime.engine.request import Failed, Piece, Request
+from blockzoo_runtime.engine.request import Completion, Failed, Piece, Scored
 from blockzoo_runtime.engine.scheduler import Limits
-from blockzoo_runtime.engine.sequence import Generation
 from blockzoo_runtime.engine.stats import EngineStats
 from blockzoo_runtime.kv.cache import KVCache
 from blockzoo_runtime.kv.memory import Memory
 from blockzoo_runtime.tenant import Tenants, parse_dtype
-
-OnError = Literal["raise", "return"]
 
 
 class LLM:
@@ -95,9 +93,17 @@ class LLM:
             self._tenants.knows,
         )
 
+    @overload
+    def generate(
+        self, requests: Iterable[Asked], *, on_error: Literal["raise"] = ..., **sampling: Any
+    ) -> list[Completion]: ...
+    @overload
+    def generate(
+        self, requests: Iterable[Asked], *, on_error: Literal["return"], **sampling: Any
+    ) -> list[Completion | Failed]: ...
     def generate(
         self, requests: Iterable[Asked], *, on_error: OnError = "raise", **sampling: Any
-    ) -> list[Any]:
+    ) -> Any:
         """Answer requests, of any mixture of models.
 
         Parameters
@@ -122,14 +128,17 @@ class LLM:
         NotFoundError, UnservableError, UsageError
             By name; what can be known before anything runs is raised before anything runs.
         """
-        return self._run(self._generations(requests, sampling, on_error), on_error)
+        return run_all(self._engine, self._generations(requests, sampling, on_error), on_error)
 
+    @overload
     def score(
-        self,
-        texts: Iterable[Scorable],
-        *,
-        on_error: OnError = "raise",
-    ) -> list[Any]:
+        self, texts: Iterable[Scorable], *, on_error: Literal["raise"] = ...
+    ) -> list[Scored]: ...
+    @overload
+    def score(
+        self, texts: Iterable[Scorable], *, on_error: Literal["return"]
+    ) -> list[Scored | Failed]: ...
+    def score(self, texts: Iterable[Scorable], *, on_error: OnError = "raise") -> Any:
         """How likely models find texts, token by token.
 
         Parameters
@@ -145,11 +154,8 @@ class LLM:
         list of Scored
             In the order of the texts.
         """
-        prepared = [
-            _attempt(on_error, _model_of(asked), partial(scoring, self._tenants, asked))
-            for asked in texts
-        ]
-        return self._run(prepared, on_error)
+        prepared = prepare_all(partial(scoring, self._tenants), texts, on_error)
+        return run_all(self._engine, prepared, on_error)
 
     def stream(self, request: Asked, **sampling: Any) -> Iterator[Piece]:
         """Answer one request, token by token; the last piece has the whole completion.
@@ -166,9 +172,17 @@ class LLM:
         self._engine.submit(one)
         return Stream(one.handle)
 
+    @overload
+    async def agenerate(
+        self, requests: Iterable[Asked], *, on_error: Literal["raise"] = ..., **sampling: Any
+    ) -> list[Completion]: ...
+    @overload
+    async def agenerate(
+        self, requests: Iterable[Asked], *, on_error: Literal["return"], **sampling: Any
+    ) -> list[Completion | Failed]: ...
     async def agenerate(
         self, requests: Iterable[Asked], *, on_error: OnError = "raise", **sampling: Any
-    ) -> list[Any]:
+    ) -> Any:
         """`generate` for asyncio; a task that is cancelled cancels its requests.
 
         Raises
@@ -178,11 +192,7 @@ class LLM:
         """
         asked = list(requests)
         prepared = await asyncio.to_thread(self._generations, asked, sampling, on_error)
-        try:
-            submitted = [self._submitted(one, on_error, wait=False) for one in prepared]
-            return [await _awaited(one, on_error) for one in submitted]
-        finally:
-            _cancel(prepared)
+        return await arun_all(self._engine, prepared, on_error)
 
     async def astream(self, request: Asked, **sampling: Any) -> AsyncIterator[Piece]:
         """`stream` for asyncio; closing the generator cancels the request."""
@@ -253,63 +263,11 @@ class LLM:
 
     def _generations(
         self, requests: Iterable[Asked], sampling: dict[str, Any], on_error: OnError
-    ) -> list[Generation | Failed]:
+    ) -> Prepared:
         shared = sampling_of(sampling)
-        return [
-            _attempt(on_error, _model_of(asked), partial(generation, self._tenants, asked, shared))
-            for asked in requests
-        ]
-
-    def _run(self, prepared: Sequence[Any], on_error: OnError) -> list[Any]:
-        try:
-            submitted = [self._submitted(one, on_error, wait=True) for one in prepared]
-            return [
-                one if isinstance(one, Failed) else _attempt(on_error, one.model, one.handle.result)
-                for one in submitted
-            ]
-        finally:
-            _cancel(prepared)
-
-    def _submitted(self, one: Any, on_error: OnError, *, wait: bool) -> Any:
-        if isinstance(one, Failed):
-            return one
-
-        def submit() -> Any:
-            self._engine.submit(one, wait=wait)
-            return one
-
-        return _attempt(on_error, one.model, submit)
-
-
-def _attempt(on_error: OnError, model: str, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except BlockzooError as error:
-        if on_error == "raise":
-            raise
-        return Failed(model, error)
-
-
-async def _awaited(one: Any, on_error: OnError) -> Any:
-    if isinstance(one, Failed):
-        return one
-    try:
-        return await one.handle.wait()
-    except BlockzooError as error:
-        if on_error == "raise":
-            raise
-        return Failed(one.model, error)
-
-
-def _cancel(prepared: Iterable[Any]) -> None:
-    """Nobody waits for these any more; those that have ended do not care."""
-    for one in prepared:
-        if not isinstance(one, Failed):
-            one.handle.cancel()
-
-
-def _model_of(asked: Any) -> str:
-    return asked.model if isinstance(asked, Request) else str(asked[0])
+        return prepare_all(
+            lambda asked: generation(self._tenants, asked, shared), requests, on_error
+        )
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from blockzoo_runtime import LLM, BusyError, Sampling
+from blockzoo_runtime.engine import engine
 
+from blockzoo.zoo import Zoo
 from tests.runtime.answers import COUNT
 from tests.runtime.engine.serving import ADAPTED, Expected, until
 
@@ -153,3 +157,20 @@ def test_a_step_leaves_no_autograd_behind(open_llm: Callable[..., LLM], dtype: s
     llm = open_llm(dtype=dtype)
     [out] = llm.generate([("base", "The")], max_new_tokens=3, logprobs=True)
     assert torch.is_grad_enabled() and len(out.logprobs) == 3
+
+
+def test_an_idle_engine_ends_its_thread_and_can_be_collected(
+    real_zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_PATIENCE", 0.05)
+
+    def used_and_left() -> weakref.ref[engine.Engine]:
+        llm = LLM(real_zoo, device="cpu", dtype="float32")
+        for _ in range(2):  # it starts again when it is needed
+            assert llm.generate([("base", "The")], max_new_tokens=2)
+            until(lambda: llm._engine._thread is None)
+        return weakref.ref(llm._engine)
+
+    gone = used_and_left()
+    gc.collect()
+    until(lambda: gone() is None)

@@ -125,3 +125,11 @@ def test_a_closed_engine_fails_what_runs_and_takes_nothing(real_zoo: Zoo) -> Non
         llm.generate([("base", "The")])
     assert not any(t.name == "blockzoo-engine" and t is llm._engine._thread
                    for t in threading.enumerate())  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [(), 5, "base", ("base",), ("base", "The", "end"), (5, "The")])
+def test_what_is_no_request_fails_alone(open_llm: Callable[..., LLM], asked: Any) -> None:
+    llm = open_llm()
+    bad, good = llm.generate([asked, ("base", "The")], max_new_tokens=2, on_error="return")
+    assert isinstance(bad, Failed) and "a request is (name, prompt)" in bad.error.message
+    assert isinstance(good, Completion)
