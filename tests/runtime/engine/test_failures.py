@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blockzoo_runtime import LLM, Failed
+from blockzoo_runtime import LLM, Completion, Failed
 
 from blockzoo.errors import BlockzooError, DamagedError, UnservableError, UsageError
 from blockzoo.zoo import Zoo
