@@ -22,12 +22,7 @@ Prepared = Sequence["Generation | Scoring | Failed"]
 
 def prepare_all(make: Callable[[Any], Any], asked: Iterable[Any], on_error: OnError) -> Prepared:
     """What is asked as sequences, or as `Failed`."""
-    return [
-        _attempt(
-            on_error, one.model if isinstance(one, Request) else str(one[0]), partial(make, one)
-        )
-        for one in asked
-    ]
+    return [_attempt(on_error, _model_of(one), partial(make, one)) for one in asked]
 
 
 def _model_of(asked: Any) -> str:
