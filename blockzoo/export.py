@@ -1,7 +1,7 @@
 """Giving a model's files back, byte for byte, into a folder.
 
-Each file is written beside its place, flushed, and moved there whole. An export that was killed
-can be run again: files that are there and right are left, unfinished ones are replaced.
+Each file is written beside its place, and moved there whole when all are flushed. An export that
+was killed can be run again: files that are there and right are left, unfinished ones are replaced.
 """
 
 from __future__ import annotations
@@ -75,28 +75,33 @@ def export(
             f"{folder} already has other files of the same names: {names}",
             hint="name another folder, or replace them with --overwrite",
         )
-    done, total = 0, sum(recipe.size for recipe in model.files)
-    folders = {folder}
-    for recipe, path in targets.items():
-        if recipe not in right:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            folders |= {path.parent}
-            partial = path.with_name(path.name + _PARTIAL)
-            try:
+    total = sum(recipe.size for recipe in model.files)
+    done = sum(recipe.size for recipe in right)
+    progress(what, done, total, 0)
+    partials = {
+        path.with_name(path.name + _PARTIAL): path
+        for recipe, path in targets.items()
+        if recipe not in right
+    }
+    folders = {folder} | {path.parent for path in partials}
+    for needed in folders:
+        needed.mkdir(parents=True, exist_ok=True)
+    try:
+        for recipe, path in targets.items():
+            if recipe not in right:
+                partial = path.with_name(path.name + _PARTIAL)
                 for size in _write(objects, recipe, partial, team):
                     progress(what, done := done + size, total, 0)
                 if recipe.executable:
                     partial.chmod(partial.stat().st_mode | 0o111)
-                durable.flush_file(partial)
-                os.replace(partial, path)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
-        else:
-            progress(what, done := done + recipe.size, total, 0)
-    folder.mkdir(parents=True, exist_ok=True)
-    for changed in folders:
-        durable.flush_folder(changed)
+        durable.flush_files(list(partials))
+        for partial, path in partials.items():
+            os.replace(partial, path)
+    except BaseException:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+        raise
+    durable.flush_folders(folders)
     return list(targets.values())
 
 
