@@ -23,9 +23,9 @@ from blockzoo_runtime.engine.calls import OnError, Prepared, arun_all, prepare_a
 from blockzoo_runtime.engine.engine import Engine
 from blockzoo_runtime.engine.handle import Stream
 from blockzoo_runtime.engine.holdings import holdings
+from blockzoo_runtime.engine.job import Limits
 from blockzoo_runtime.engine.prepare import Asked, Scorable, generation, sampling_of, scoring
 from blockzoo_runtime.engine.request import Completion, Failed, Piece, Scored
-from blockzoo_runtime.engine.scheduler import Limits
 from blockzoo_runtime.engine.stats import EngineStats
 from blockzoo_runtime.kv.cache import KVCache
 from blockzoo_runtime.kv.memory import Memory

@@ -18,9 +18,10 @@ import torch
 
 from blockzoo.errors import BlockzooError, UnservableError, UsageError
 from blockzoo_runtime.blocks.runner import Logits, Runner, StepReport, Work
+from blockzoo_runtime.engine.job import Job, Limits, Plan, Turn
 from blockzoo_runtime.engine.room import ModelRoom
 from blockzoo_runtime.engine.sampling import Choice, choose
-from blockzoo_runtime.engine.scheduler import Job, Limits, Plan, Scheduler, Turn
+from blockzoo_runtime.engine.scheduler import Scheduler
 from blockzoo_runtime.engine.sequence import Generation, Scoring, Sequence
 from blockzoo_runtime.engine.stats import EngineStats, Tally
 from blockzoo_runtime.errors import BusyError

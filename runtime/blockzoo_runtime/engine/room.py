@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from blockzoo.errors import BlockzooError, UnservableError, UsageError
 from blockzoo.explore.values import format_bytes
-from blockzoo_runtime.engine.scheduler import Job
+from blockzoo_runtime.engine.job import Job
 from blockzoo_runtime.engine.sequence import Sequence
 from blockzoo_runtime.errors import NoRoomError
 

@@ -9,10 +9,10 @@ import torch
 
 from blockzoo.errors import BlockzooError, UsageError
 from blockzoo_runtime.engine.handle import Handle
+from blockzoo_runtime.engine.job import Job
 from blockzoo_runtime.engine.processors import Process
 from blockzoo_runtime.engine.request import Completion, FinishReason, Piece, Sampling, Scored
 from blockzoo_runtime.engine.sampling import Choice, Sampler
-from blockzoo_runtime.engine.scheduler import Job
 from blockzoo_runtime.engine.text import TextStream
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from blockzoo_runtime.engine.scheduler import Job, Limits, Plan, Scheduler
+from blockzoo_runtime.engine.job import Job, Limits, Plan
+from blockzoo_runtime.engine.scheduler import Scheduler
 
 PAGE = 8
 
@@ -64,6 +65,61 @@ class FakeRoom:
         del self.held[job]
 
 
+class OneBudgetRoom(FakeRoom):
+    """Pages and weights from one budget; idle weights go when either wants room.
+
+    Parameters
+    ----------
+    pages : int
+        The budget, in pages.
+    sizes : mapping
+        The weights of each model, in pages.
+    """
+
+    def __init__(self, pages: int, sizes: Mapping[str, int]) -> None:
+        super().__init__(pages, pages - pages // 8, sizes)
+        self.loaded: set[str] = set()
+        self.kept: frozenset[str] = frozenset()
+        self.found_no_room: set[str] = set()
+
+    def fits(self, models: frozenset[str]) -> bool:
+        return len(models) == 1 or super().fits(models)
+
+    def keep(self, models: frozenset[str]) -> None:
+        super().keep(models)
+        self.kept = models
+
+    def ready(self, model: str) -> bool:
+        if model in self.loaded:
+            return True
+        if self._free(self.sizes[model]):
+            self.loaded.add(model)  # from the next step on
+        else:
+            self.found_no_room.add(model)
+        return False
+
+    def crowded(self, model: str) -> bool:
+        found = model in self.found_no_room
+        self.found_no_room.discard(model)
+        return found
+
+    def extend(self, job: Job, end: int) -> bool:
+        wanted = -(-end // PAGE) - self.held[job]
+        if wanted > 0 and not self._free(wanted):
+            return False
+        self.held[job] += max(wanted, 0)
+        return True
+
+    def used(self) -> int:
+        return sum(self.held.values()) + sum(self.sizes[model] for model in self.loaded)
+
+    def _free(self, wanted: int) -> bool:
+        for model in sorted(self.loaded - self.kept):
+            if self.used() + wanted > self.pages:
+                self.loaded.remove(model)
+        return self.used() + wanted <= self.pages
+
+
 class Simulation:
     """Runs a scheduler; each job ends once it has generated what it wants."""
 
@@ -96,6 +152,7 @@ class Simulation:
         self.preempted += plan.preempted
         assert len(plan.turns) <= self.limits.rows
         assert len({turn.job for turn in plan.turns}) == len(plan.turns)
+        assert all(self.room.ready(turn.job.model) for turn in plan.turns)
         for turn in plan.turns:
             job = turn.job
             assert job.standing < turn.end <= job.length

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from blockzoo_runtime.engine.scheduler import Limits
+from blockzoo_runtime.engine.job import Limits
 from blockzoo_runtime.errors import BusyError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.engine.simulation import FakeRoom, Simulation
+from tests.runtime.engine.simulation import FakeRoom, OneBudgetRoom, Simulation
 
 
 def test_a_request_runs_at_once_and_ends() -> None:
@@ -254,6 +254,25 @@ def test_everything_ends_when_weights_and_kv_are_short(
             _, tenant, prompt, wanted = pending.pop(0)
             simulation.add(tenant, prompt, wanted)
         simulation.step()
+        assert simulation.now < 5000
+    assert not simulation.stuck and len(simulation.last) == len(load)
+
+
+@settings(max_examples=150, deadline=None)
+@given(loads, st.integers(22, 60))
+def test_everything_ends_when_weights_and_kv_share_a_budget(
+    load: list[tuple[int, str, int, int]], pages: int
+) -> None:
+    room = OneBudgetRoom(pages, dict(zip("abcde", (6, 5, 4, 3, 2), strict=True)))
+    room.turns = 4
+    simulation = Simulation(room, Limits(rows=8, tokens=64))
+    pending = sorted(load)
+    while pending or len(simulation.scheduler):
+        while pending and pending[0][0] <= simulation.now:
+            _, tenant, prompt, wanted = pending.pop(0)
+            simulation.add(tenant, prompt, wanted)
+        simulation.step()
+        assert room.used() <= pages
         assert simulation.now < 5000
     assert not simulation.stuck and len(simulation.last) == len(load)
 
