@@ -19,7 +19,10 @@ def upload(
     if device.type == "cpu":
         return [torch.tensor(each, dtype=dtype) for each in lists]
     joined = torch.tensor(
-        list(chain.from_iterable(lists)), dtype=dtype, pin_memory=device.type == "cuda"
+        list(chain.from_iterable(lists)),
+        dtype=dtype,
+        device="cpu",
+        pin_memory=device.type == "cuda",
     )
     lengths = [len(each) for each in lists]
     return list(torch.split(joined.to(device, non_blocking=True), lengths))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from blockzoo.execution.adapters.virtual import Prefix, Prompt
-from blockzoo.execution.compile import CompiledHop
+from blockzoo.execution.compile import Compiled, CompiledHop
 from blockzoo.execution.context import Context
 from blockzoo_runtime.blocks.profile import Profile
 from blockzoo_runtime.blocks.resident import ResidentTensors
@@ -53,6 +53,8 @@ class Lane:
         self._kv = kv
         self._layout = first.layout
         self._compiled = first.compiled
+        if resident.device.type != "cpu":
+            _move_buffers(self._compiled, resident.device)
         self._knees = [_knee(hop, profile) for hop in self._compiled.hops]
         self._order: list[Tenant] = []
         self._route: tuple[tuple[tuple[str, int], ...], Route] | None = None
@@ -272,6 +274,16 @@ class Lane:
         if self._route is None or self._route[0] != key:
             self._route = key, Route(tenants, self._resident)
         return self._route[1]
+
+
+def _move_buffers(compiled: Compiled, device: torch.device) -> None:
+    """Have what executors keep (rotary frequencies) on the device: no step should copy it."""
+    executors = [compiled.backbone.model, *(hop.executor.layer for hop in compiled.hops)]
+    for executor in executors:
+        for module in executor.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(device)
 
 
 def _knee(hop: CompiledHop, profile: Profile | None) -> int | None:

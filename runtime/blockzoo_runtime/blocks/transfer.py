@@ -18,7 +18,9 @@ class _Buffers:
     """Two pinned buffers, and when what was copied from each last is through."""
 
     def __init__(self) -> None:
-        self.buffers = [torch.empty(_PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        self.buffers = [
+            torch.empty(_PIECE, dtype=torch.uint8, device="cpu", pin_memory=True) for _ in range(2)
+        ]
         self.copied = [
             torch.cuda.Event()  # type: ignore[no-untyped-call]
             for _ in range(2)

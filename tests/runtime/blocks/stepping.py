@@ -42,10 +42,12 @@ class Row:
 class Stepper:
     """A runner over a zoo, greedy, one thread."""
 
-    def __init__(self, zoo: Zoo, dtype: torch.dtype | None = torch.float32) -> None:
+    def __init__(
+        self, zoo: Zoo, dtype: torch.dtype | None = torch.float32, device: torch.device = CPU
+    ) -> None:
         self.memory = Memory(None)
-        self.resident = ResidentTensors(zoo.tensor, CPU, self.memory)
-        self.kv = KVCache(self.memory, CPU)
+        self.resident = ResidentTensors(zoo.tensor, device, self.memory)
+        self.kv = KVCache(self.memory, device)
         self.runner = Runner(self.resident, self.kv)
         self.tenants = Tenants(zoo, self.resident, dtype)
         self.computed = 0  # slots, in the last group
@@ -77,7 +79,7 @@ class Stepper:
         for i, (row, work) in enumerate(zip(rows, works, strict=True)):
             self.kv.computed(row.pages, row.tenant.upstream, row.slots, work.end)
             if work.outputs:
-                last = logits.of(i)[-1, : row.tenant.vocabulary].clone()
+                last = logits.of(i)[-1, : row.tenant.vocabulary].to(CPU, copy=True)
                 row.logits.append(last)
                 row.slots.append(int(last.argmax()))
         return report
