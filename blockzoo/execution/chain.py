@@ -7,7 +7,8 @@ its turn comes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from blockzoo.errors import UnservableError, UsageError
 from blockzoo.execution.binding import Binding
 from blockzoo.execution.compile import Compiled, compile_chain
+from blockzoo.execution.context import Context
 from blockzoo.execution.executor import EXECUTORS, Executors
 from blockzoo.execution.modules import configuration, family_of
 from blockzoo.execution.tensors import TensorSource
@@ -152,27 +154,35 @@ class RunnableChain:
         UsageError
             Where the text is longer than the model's learned positions.
         """
-        virtual = self._compiled.virtual
-        if cache is None and virtual is not None and virtual.needs_cache:
-            cache = self.new_cache()
         with torch.no_grad(), self._executors.lock:
-            return self._run(input_ids, attention_mask, cache, logits_to_keep)
+            context = self.begin(input_ids, attention_mask, cache)
+            hidden = context.hidden
+            for hop in self._compiled.hops:
+                with hop.binding.bound(self._tensors):
+                    hidden = hop.executor.run(hidden, hop.depth, context.of(hop.layer_type))
+            return self.end(hidden[:, -(logits_to_keep or input_ids.shape[1]) :])
 
     __call__ = forward
 
-    def _run(
+    def begin(
         self,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        cache: Any,
-        logits_to_keep: int,
-    ) -> torch.Tensor:
+        attention_mask: torch.Tensor | None = None,
+        cache: Any = None,
+    ) -> Context:
+        """The embedding hop: hidden states, and what the layers are given beside them.
+
+        For those who take a text through a chain hop by hop (`passage`); parameters are those
+        of `forward`. Then each of ``compiled.hops`` runs, then `end`.
+        """
         compiled, tensors = self._compiled, self._tensors
+        virtual = compiled.virtual
+        if cache is None and virtual is not None and virtual.needs_cache:
+            cache = self.new_cache()
         batch, length = input_ids.shape
         past = cache.get_seq_length() if cache is not None else 0
         prompt = None
         positions: torch.Tensor | None
-        virtual = compiled.virtual
         # tokens of the text in the cache, without an adapter's
         past_text = past - virtual.tokens if virtual is not None and past else past
         self._check_length(past_text, length)
@@ -181,24 +191,39 @@ class RunnableChain:
         else:
             positions = attention_mask.long().cumsum(-1) - 1
             positions = positions.masked_fill(attention_mask == 0, 0)[:, -length:]
-        if virtual is not None:
-            attention_mask, positions, prompt = virtual.prepare(
-                tensors, batch, past, attention_mask, positions, cache
+        with torch.no_grad(), self._executors.lock:
+            if virtual is not None:
+                attention_mask, positions, prompt = virtual.prepare(
+                    tensors, batch, past, attention_mask, positions, cache
+                )
+            with compiled.embedding.bound(tensors):
+                embedded = None
+                if prompt is not None:
+                    tokens = compiled.backbone.tokens(input_ids)
+                    prompts = prompt.to(tokens.dtype).expand(batch, *prompt.shape)
+                    embedded = torch.cat((prompts, tokens), dim=1)
+                return compiled.backbone.run(input_ids, attention_mask, positions, cache, embedded)
+
+    @contextmanager
+    def hop(self, number: int) -> Iterator[Callable[[torch.Tensor, Context], torch.Tensor]]:
+        """One of ``compiled.hops`` with its tensors in memory inside, and not outside.
+
+        Yields
+        ------
+        callable
+            (hidden states (B, T, width), the `Context` of their text) to (B, T, width).
+        """
+        hop = self._compiled.hops[number]
+        with torch.no_grad(), self._executors.lock, hop.binding.bound(self._tensors):
+            yield lambda hidden, context: hop.executor.run(
+                hidden, hop.depth, context.of(hop.layer_type)
             )
-        with compiled.embedding.bound(tensors):
-            embedded = None
-            if prompt is not None:
-                tokens = compiled.backbone.tokens(input_ids)
-                prompts = prompt.to(tokens.dtype).expand(batch, *prompt.shape)
-                embedded = torch.cat((prompts, tokens), dim=1)
-            context = compiled.backbone.run(input_ids, attention_mask, positions, cache, embedded)
-        hidden = context.hidden
-        for hop in compiled.hops:
-            with hop.binding.bound(tensors):
-                hidden = hop.executor.run(hidden, hop.depth, context.of(hop.layer_type))
-        kept = logits_to_keep or length
-        with compiled.head.bound(tensors):
-            return compiled.tail.run(hidden[:, -kept:]).float()
+
+    def end(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The head hop: logits (B, T, V), float32, of hidden states (B, T, width)."""
+        compiled = self._compiled
+        with torch.no_grad(), self._executors.lock, compiled.head.bound(self._tensors):
+            return compiled.tail.run(hidden).float()
 
     def _check_length(self, past: int, length: int) -> None:
         most = self.max_positions

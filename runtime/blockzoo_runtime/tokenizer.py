@@ -1,30 +1,14 @@
-"""A model's tokenizer, built from its files in the zoo.
-
-The files are written to a temporary folder and read by transformers; no code from a checkpoint
-is run. An adapter without a tokenizer has its base's.
-"""
+"""The tokenizers of a zoo's models, and what the runtime asks of one."""
 
 from __future__ import annotations
 
-import re
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from blockzoo.errors import UnservableError, UsageError
+from blockzoo.errors import UsageError
+from blockzoo.execution.tokenizer import load_tokenizer, tokenizer_files
 from blockzoo.records import Model
 from blockzoo.zoo import Zoo
-
-#: any of these makes a tokenizer
-_VOCABULARIES = re.compile(
-    r"tokenizer\.json|tokenizer\.model(\.v\d+)?|tekken\.json|vocab\.(json|txt)|spiece\.model"
-    r"|sentencepiece\.bpe\.model|merges\.txt"
-)
-_OTHERS = re.compile(
-    r"tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
-    r"|chat_template\.(jinja|json)|additional_chat_templates/[^/]+\.jinja"
-)
 
 
 class Tokenizer:
@@ -88,49 +72,10 @@ class Tokenizers:
         UnservableError
             Where there are files for one, but transformers cannot make it from them.
         """
-        for owner in (model, base):
-            if owner is not None and any(
-                _VOCABULARIES.fullmatch(recipe.path) for recipe in owner.files
-            ):
-                return self._of(owner, base or model)
-        return None
-
-    def _of(self, owner: Model, configured: Model) -> Tokenizer:
-        recipes = [
-            recipe
-            for recipe in owner.files
-            if _VOCABULARIES.fullmatch(recipe.path) or _OTHERS.fullmatch(recipe.path)
-        ]
-        files: dict[str, bytes] = {}
-        for recipe in recipes:
-            content = self._zoo.file(owner, recipe.path)
-            if content is not None:
-                files[recipe.path] = bytes(content)
-        if (config := self._zoo.file(configured, "config.json")) is not None:
-            files["config.json"] = bytes(config)
+        files = tokenizer_files(self._zoo.file, model, base)
+        if not files:
+            return None
         key = tuple(sorted(files.items()))
         if key not in self._made:
-            self._made[key] = Tokenizer(_load(files))
+            self._made[key] = Tokenizer(load_tokenizer(files))
         return self._made[key]
-
-
-def _load(files: Mapping[str, bytes]) -> Any:
-    import transformers
-
-    with tempfile.TemporaryDirectory(prefix="blockzoo-tokenizer-") as folder:
-        for path, content in files.items():
-            target = Path(folder, path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-        try:
-            return transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # transformers raises what its tokenizers happen to raise
-            if list(files) == ["tokenizer.json"]:  # with nothing that says which class it is of
-                return transformers.PreTrainedTokenizerFast(
-                    tokenizer_file=str(Path(folder, "tokenizer.json"))
-                )
-            raise UnservableError(
-                f"transformers cannot make its tokenizer from {', '.join(sorted(files))}: {error}"
-            ) from error
