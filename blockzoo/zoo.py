@@ -7,12 +7,18 @@ in `ingest`, `export`, `repair` and the packages below.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockzoo.errors import BlockzooError, NotFoundError, SourceError, UsageError
+from blockzoo.errors import (
+    BlockzooError,
+    NotFoundError,
+    SourceError,
+    UnservableError,
+    UsageError,
+)
 from blockzoo.progress import Progress, silent
 from blockzoo.records import Block, Model
 from blockzoo.store.collect import YOUNG, GcPlan
@@ -25,6 +31,8 @@ from blockzoo.tensors import TensorInfo
 if TYPE_CHECKING:
     from blockzoo.arrival import Ingested
     from blockzoo.dedupe.plan import Level, Plan
+    from blockzoo.equivalence.record import Equivalence
+    from blockzoo.execution.chain import RunnableChain
     from blockzoo.explore.explorer import Explorer
     from blockzoo.explore.families import FamilyTree
     from blockzoo.explore.stats import Stats
@@ -233,6 +241,48 @@ class Zoo:
         base = self.objects.model(model.base) if model.base else model
         return why_not_served(model, self.blocks_of(model), self.config(base))
 
+    def chain(self, model: Model, *, dtype: str = "float32") -> RunnableChain:
+        """A model as something that runs, one block in memory at a time.
+
+        Parameters
+        ----------
+        model : Model
+        dtype : str
+            What is computed in, by torch's name.
+
+        Raises
+        ------
+        UnservableError
+            Where it cannot be run exactly.
+        """
+        import torch
+
+        from blockzoo.execution.chain import RunnableChain
+        from blockzoo.execution.tensors import StreamedTensors
+
+        base = self.objects.model(model.base) if model.base else model
+        source = StreamedTensors(self.tensor, getattr(torch, dtype))
+        return RunnableChain(model, self.blocks_of(model), self.config(base), source)
+
+    def tokenizer(self, model: Model) -> Any:
+        """Transformers' tokenizer of a model, or of its base.
+
+        Raises
+        ------
+        UnservableError
+            Where there is none.
+        """
+        from blockzoo.execution.tokenizer import load_tokenizer, tokenizer_files
+
+        base = self.objects.model(model.base) if model.base else None
+        files = tokenizer_files(self.file, model, base)
+        if not files:
+            raise UnservableError(
+                "the model has no tokenizer, so it cannot be given text",
+                hint="ingest its folder with the tokenizer's files in it",
+            )
+        return load_tokenizer(files)
+
     def find_base(self, wants: str) -> Base | None:
         """The base that an adapter asks for: by name, or by the last part of a path."""
         from blockzoo.ingest import Base
@@ -329,6 +379,45 @@ class Zoo:
         from blockzoo.dedupe.planner import undo_plan
 
         return undo_plan(self)
+
+    # equivalence
+
+    def certify(
+        self,
+        name: str,
+        swap: str | Iterable[str],
+        text: str | Path | Sequence[str | Path],
+        *,
+        own: str | Path | None = None,
+        calibration: str | Path | Sequence[str | Path] = (),
+        progress: Progress = silent,
+    ) -> Equivalence:
+        """Certify that other blocks may stand in for some of a model's, all of them together.
+
+        ``zoo.certify("acme/sql", "layers.3.mlp=base", ["sql.txt", "wiki.txt"])``; see
+        `equivalence.certify`, which also takes many candidates at once.
+        """
+        from blockzoo.equivalence.certify import certify
+
+        (record,) = certify(
+            self, name, [swap], text, own=own, calibration=calibration, progress=progress
+        )
+        return record
+
+    def equivalence(self, digest: str) -> Equivalence:
+        """A certification's record, by its digest's first 8 or more digits."""
+        from blockzoo.equivalence.certify import find
+
+        record = find(self, digest)
+        if record is None:
+            raise NotFoundError(f"there is no equivalence record {digest!r}")
+        return record
+
+    def equivalences(self, name: str | None = None) -> Table:
+        """What has been certified, of one model or of all."""
+        from blockzoo.equivalence.listing import equivalences
+
+        return equivalences(self, name)
 
     @property
     def explore(self) -> Explorer:

@@ -183,6 +183,10 @@ class Objects:
     def model(self, digest: str) -> Model:
         return Model.from_json(self._json("models", digest))
 
+    def equivalence(self, digest: str) -> dict[str, Any]:
+        """An equivalence record's JSON; `blockzoo.equivalence.record` knows what it says."""
+        return dict(self._json("equivalences", digest))
+
     def check(self, found: Object) -> None:
         """Read an object's file whole and hold it to its digest.
 

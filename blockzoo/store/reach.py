@@ -54,7 +54,10 @@ def roots(refs: Refs) -> dict[str, set[str]]:
 
 
 def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:
-    """Follow models to their blocks, tensors, files and bases.
+    """Follow models to their blocks, tensors, files and bases, and to what is certified of them.
+
+    An equivalence record is reached from its receiving model and leads nowhere: it keeps no
+    block, and it goes when the model goes.
 
     Parameters
     ----------
@@ -75,6 +78,15 @@ def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:
             if reference:
                 result.names.setdefault(("tensors", reference), set()).update(needed)
                 result.references[digest] = reference
+    for record in objects.all("equivalences"):
+        key = ("equivalences", record.digest)
+        try:
+            model = objects.equivalence(record.digest)["model"]
+        except DamagedError:
+            result.names[key] = set()  # whatever it was of: in doubt it stays
+            continue
+        if ("models", model) in result.names:
+            result.names[key] = set(result.names["models", model])
     return result
 
 

@@ -137,6 +137,10 @@ class Session:
         """Keep a model's record; its blocks, files and tensors must have been kept before."""
         return self._record("models", model.digest, model.encoded)
 
+    def equivalence(self, digest: str, encoded: bytes) -> str:
+        """Keep an equivalence record, given as canonical JSON."""
+        return self._record("equivalences", digest, encoded)
+
     def stage(self, *parts: bytes | memoryview) -> Path:
         """Write a file that is to be moved to its place by `settle`."""
         staged = self._stage()

@@ -1,0 +1,252 @@
+"""Certifying swaps: run them, measure them, grade them, write it down.
+
+Weights screen and activations rank (`explore.similarity`); only what is done here decides. A
+chain with several swaps is certified as a whole, since losses add up in ways that single ones do
+not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from blockzoo.equivalence import texts
+from blockzoo.equivalence.evidence import Evidence, evaluate
+from blockzoo.equivalence.grade import Judgement, judge, judge_again
+from blockzoo.equivalence.losses import Variant, measure
+from blockzoo.equivalence.precision import RoundTrip
+from blockzoo.equivalence.record import Equivalence
+from blockzoo.equivalence.statistics import resamples_for
+from blockzoo.equivalence.swap import Swap, find_swaps, swapped
+from blockzoo.errors import BlockzooError, NotFoundError, UsageError
+from blockzoo.execution.chain import RunnableChain
+from blockzoo.execution.passage import LENGTH
+from blockzoo.execution.tensors import StreamedTensors, TensorSource
+from blockzoo.execution.texts import Text, read_text, read_texts
+from blockzoo.progress import Progress, silent
+from blockzoo.records import Model
+from blockzoo.store.session import Session
+
+if TYPE_CHECKING:
+    from blockzoo.zoo import Zoo
+
+#: tokens of each text that are measured
+TOKENS = 20_000
+
+Paths = str | Path | Sequence[str | Path]
+
+
+def certify(
+    zoo: Zoo,
+    name: str,
+    candidates: Sequence[str | Iterable[str]],
+    text: Paths,
+    *,
+    own: str | Path | None = None,
+    calibration: Paths = (),
+    tokens: int = TOKENS,
+    progress: Progress = silent,
+) -> list[Equivalence]:
+    """Certify candidates, each a swap or several together, in one model on the same texts.
+
+    Parameters
+    ----------
+    zoo : Zoo
+    name : str
+        The receiving model.
+    candidates : sequence of str or of iterable of str
+        See `swap.find_swaps`. Several are several tries, and corrected for as such (Holm).
+    text : path or sequence of paths
+        Files of held-out text, each a domain.
+    own : path, optional
+        A file of the tenant's own domain: one of `text`, or a further one.
+    calibration : path or sequence of paths
+        What the candidates were chosen on. Documents that are in it are not measured.
+    tokens : int
+        Of each text at most.
+    progress : Progress
+        Told tokens.
+
+    Returns
+    -------
+    list of Equivalence
+        Kept in the zoo, whatever the verdict.
+
+    Raises
+    ------
+    SourceError
+        Where a text cannot be used.
+    UsageError, NotFoundError, BlockzooError
+        Where a block cannot be swapped.
+    UnservableError
+        Where the model cannot be run.
+    """
+    model = zoo.model(name)
+    swaps = [find_swaps(zoo, model, candidate) for candidate in candidates]
+    if not swaps:
+        raise UsageError("no block is to be swapped", hint="give --swap HOP=OTHER")
+    files = _paths(text)
+    if own is not None and not any(Path(own).resolve() == Path(f).resolve() for f in files):
+        files.append(own)
+    chosen_on = [read_text(path) for path in _paths(calibration)]
+    samples = texts.take_samples(read_texts(files), chosen_on, zoo.tokenizer(model), tokens)
+    resamples = resamples_for(len(swaps))
+    settings = {"tokens": tokens, "length": LENGTH, "resamples": resamples, "dtype": "float32"}
+    own_domain = read_text(own).domain if own is not None else ""
+    trial = _Trial(zoo, model, samples, chosen_on, own_domain, settings)
+    floor, int8, evidence = trial.run(swaps, progress)
+    judged = judge(evidence, floor)
+    records = [
+        trial.record(*each, floor, int8, len(swaps))
+        for each in zip(swaps, judged, evidence, strict=True)
+    ]
+    _keep(zoo, records)
+    return records
+
+
+def certify_again(
+    zoo: Zoo, record: Equivalence, text: Paths = (), progress: Progress = silent
+) -> Equivalence:
+    """Repeat a certification on the same texts; the new record is kept, too.
+
+    Parameters
+    ----------
+    zoo : Zoo
+    record : Equivalence
+    text : path or sequence of paths
+        Where its texts are, if they are no longer where they were.
+    progress : Progress
+
+    Raises
+    ------
+    NotFoundError
+        Where the model or a block of that record is gone.
+    SourceError
+        Where a text of that record is gone or was changed.
+    """
+    _check_there(zoo, record)
+    offered = [read_text(path) for path in _paths(text)]
+    layout = zoo.objects.layout
+    found = [texts.recall(layout, entry, offered) for entry in record.texts]
+    chosen_on = [texts.recall(layout, entry, offered) for entry in record.calibration]
+    model = zoo.objects.model(record.model)
+    most = record.settings["tokens"]
+    samples = texts.take_samples(found, chosen_on, zoo.tokenizer(model), most)
+    trial = _Trial(zoo, model, samples, chosen_on, record.own, record.settings)
+    floor, int8, (evidence,) = trial.run([record.swaps], progress)
+    judgement = judge_again(evidence, floor, record.judgement, record.candidates)
+    again = trial.record(record.swaps, judgement, evidence, floor, int8, record.candidates)
+    _keep(zoo, [again])
+    return again
+
+
+def find(zoo: Zoo, digits: str) -> Equivalence | None:
+    """The record whose digest begins so; None where there is none."""
+    if len(digits) < 8 or not set(digits) <= set("0123456789abcdef"):
+        return None
+    found = [o.digest for o in zoo.objects.all("equivalences") if o.digest.startswith(digits)]
+    if len(found) > 1:
+        raise UsageError(f"{digits} begins {len(found)} records' digests", hint="give more digits")
+    return Equivalence.from_json(zoo.objects.equivalence(found[0])) if found else None
+
+
+def missing(zoo: Zoo, record: Equivalence) -> list[str]:
+    """What a record speaks of that is no longer in the zoo, in words."""
+    gone = []
+    if zoo.objects.find("models", record.model) is None:
+        gone.append(f"model {record.model[:12]}")
+    for swap in record.swaps:
+        for digest in (swap.block, swap.by):
+            if zoo.objects.find("blocks", digest) is None:
+                gone.append(f"block {digest[:12]} at {swap.hop}")
+    return gone
+
+
+def _check_there(zoo: Zoo, record: Equivalence) -> None:
+    if gone := missing(zoo, record):
+        raise NotFoundError(
+            f"the record {record.digest[:12]} speaks of what is no longer here: {', '.join(gone)}",
+            hint="ingest the models again, then certify anew",
+        )
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One model on some texts, and what of it goes into every record."""
+
+    zoo: Zoo
+    model: Model
+    samples: Sequence[texts.Sample]
+    chosen_on: Sequence[Text]
+    own: str
+    settings: Mapping[str, Any]
+
+    def run(
+        self, candidates: Sequence[Sequence[Swap]], progress: Progress
+    ) -> tuple[Evidence, Evidence, list[Evidence]]:
+        """The evidence of bfloat16, of int8 and of each candidate."""
+        found = [sample.text for sample in self.samples]
+        texts.remember(self.zoo.objects.layout, [*found, *self.chosen_on])
+        exact = StreamedTensors(self.zoo.tensor)
+        variants = [
+            Variant(self._chain(StreamedTensors(self.zoo.tensor, torch.bfloat16))),
+            Variant(self._chain(RoundTrip(exact))),
+        ]
+        names = [hop.name for hop in self.model.chain]
+        for swaps in candidates:
+            chain, first = self._chain(exact, swaps), names.index(swaps[0].hop)
+            # what stands before the first swap need not be run again
+            start = min(first - 1, len(chain.compiled.hops)) if first else None
+            variants.append(Variant(chain, start))
+        documents = [ids for sample in self.samples for ids in sample.documents]
+        domains = [sample.text.domain for sample in self.samples for _ in sample.documents]
+        floor, int8, *evidence = [
+            evaluate(losses, domains, resamples=self.settings["resamples"])
+            for losses in measure(self._chain(exact), variants, documents, progress)
+        ]
+        return floor, int8, evidence
+
+    def record(
+        self,
+        swaps: tuple[Swap, ...],
+        judgement: Judgement,
+        evidence: Evidence,
+        floor: Evidence,
+        int8: Evidence,
+        candidates: int,
+    ) -> Equivalence:
+        return Equivalence(
+            self.model.digest,
+            swaps,
+            judgement,
+            evidence,
+            floor,
+            int8,
+            tuple(sample.to_json() for sample in self.samples),
+            tuple({"domain": text.domain, "digest": text.digest} for text in self.chosen_on),
+            self.own,
+            candidates,
+            self.settings,
+        )
+
+    def _chain(self, source: TensorSource, swaps: Sequence[Swap] = ()) -> RunnableChain:
+        model, zoo = self.model, self.zoo
+        blocks = zoo.blocks_of(model) | {swap.by: zoo.block(swap.by) for swap in swaps}
+        config = zoo.config(zoo.objects.model(model.base) if model.base else model)
+        return RunnableChain(swapped(model, swaps), blocks, config, source)
+
+
+def _keep(zoo: Zoo, records: Sequence[Equivalence]) -> None:
+    with Session(zoo.objects) as session:
+        for record in records:
+            session.equivalence(record.digest, record.encoded)
+        if not session.commit():
+            raise BlockzooError("the records were collected while they were written")
+
+
+def _paths(paths: Paths) -> list[str | Path]:
+    return [paths] if isinstance(paths, (str, Path)) else list(paths)
