@@ -37,12 +37,12 @@ def load(family: Family, name: str, dtype: torch.dtype, *, merged: bool = False)
     # all generate exactly what is asked for
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-    return model.eval()
+    return model.to(family.device).eval()
 
 
 def generate(model: Any, ids: Sequence[Sequence[int]], new: int, **more: Any) -> list[list[int]]:
     """Greedy tokens of one model for prompts of one length: ``generate`` with its KV cache."""
-    inputs = torch.tensor(ids)
+    inputs = torch.tensor(ids, device=model.device)
     with torch.inference_mode():
         out = model.generate(
             input_ids=inputs,
@@ -53,6 +53,11 @@ def generate(model: Any, ids: Sequence[Sequence[int]], new: int, **more: Any) ->
         )
     made: list[list[int]] = out[:, inputs.shape[1] :].tolist()
     return made
+
+
+def engine(family: Family, dtype: torch.dtype) -> LLM:
+    """Our engine on the family's zoo and device."""
+    return LLM(family.zoo, device=family.device, dtype=dtype)
 
 
 def ours(llm: LLM) -> Serve:
@@ -68,6 +73,20 @@ def ours(llm: LLM) -> Serve:
 def one_after_another(models: dict[str, Any]) -> Serve:
     """Every tenant's model is loaded already; each tenant's requests run as one batch."""
     return _by_tenant(lambda name, ids, new: generate(models[name], ids, new))
+
+
+def continuous(model: Any) -> Serve:
+    """Transformers' continuous batching of one model; made for GPUs, slow on a CPU."""
+    from transformers import GenerationConfig
+
+    def serve(requests: Requests, new: int) -> list[list[int]]:
+        how = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        out = model.generate_batch(
+            [list(ids) for _, ids in requests], generation_config=how, persistent_manager=True
+        )
+        return [list(out[f"req_{i}"].generated_tokens) for i in range(len(requests))]
+
+    return serve
 
 
 def swapping(family: Family, dtype: torch.dtype) -> Serve:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from blockzoo_runtime.blocks.profile import device_name
 from contenders import Serve
 from tenants import Family
 
@@ -144,13 +145,13 @@ def best_of(count: int, call: Callable[[], object]) -> float:
     return best
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     """What the figures hold for."""
     import peft
     import transformers
 
     return {
-        "cpu": platform.processor() or platform.machine(),
+        "device": device_name(torch.device(device)),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -16,8 +16,8 @@ adapters. And one tenant alone, ours against ``generate``. Before, it is checked
 all of them give the same greedy tokens. `figures` has what else is measured here: memory, bytes
 read, attaching, prefix sharing, fairness.
 
-    python benchmarks/serving.py [--quick] [--only WHAT...] [--rounds 5] [--folder DIR]
-                                 [--out FILE]
+    python benchmarks/serving.py [--quick | --size 1b] [--device cuda] [--only WHAT...]
+                                 [--without b d] [--rounds 5] [--folder DIR] [--out FILE]
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ import torch
 from blockzoo_runtime import LLM
 from contenders import (
     Serve,
+    continuous,
     distinct_bytes,
+    engine,
     load,
     one_after_another,
     ours,
@@ -52,7 +54,7 @@ from contenders import (
     swapping,
 )
 from contest import Bar, Entry, Load, contest, machine, show, tell
-from tenants import FULL, LATE, QUICK, SETS, TENANTS, Family, make_family
+from tenants import LATE, SETS, SHAPES, TENANTS, Family, make_family
 
 DTYPE = torch.bfloat16
 ROWS = (8, 32)
@@ -67,7 +69,7 @@ def agreement(family: Family, length: int, new: int) -> list[Bar]:
     """Share of requests whose greedy tokens in float32 are those of transformers or PEFT."""
     dtype = torch.float32
     bars = []
-    with LLM(family.zoo, dtype=dtype) as llm:
+    with engine(family, dtype) as llm:
         for title, names in SETS.items():
             prompts = family.prompts(len(names), length, f"agreement {title}")
             requests = list(zip(names, prompts, strict=True))
@@ -91,67 +93,74 @@ def agreement(family: Family, length: int, new: int) -> list[Bar]:
     return bars
 
 
-def mixture(
-    title: str, family: Family, llm: LLM, rows: Sequence[int], length: int, new: int, rounds: int
-) -> dict[str, Any]:
+def mixture(title: str, family: Family, llm: LLM, given: argparse.Namespace) -> dict[str, Any]:
     """One set of tenants by every contender, for several numbers of requests."""
     names = SETS[title]
-    loaded = {name: load(family, name, DTYPE) for name in names}
-    # what has no adapter to merge is the same model in (a) and (d)
-    merged = {
-        name: load(family, name, DTYPE, merged=True) if TENANTS[name].adapter else loaded[name]
-        for name in names
-    }
-    entries = [
-        Entry("ours", ours(llm), names),
-        Entry("(a) one after another", one_after_another(loaded), names),
-        Entry("(b) swapping", swapping(family, DTYPE), names, SWAP_ROUNDS),
-        Entry("(d) merged copies", one_after_another(merged), names),
-        Entry("(e) ours, one tenant", ours(llm), names[:1]),
-    ]
-    if title == "adapters":
-        mixed = peft_mixed(family, names, DTYPE)
-        entries.insert(3, Entry("(c) PEFT mixed batch", mixed, names))
+    entries = _entries(title, family, llm, given.without)
     one, all_ = (distinct_bytes(family, some, DTYPE) for some in (names[:1], names))
     results: dict[str, Any] = {}
-    for count in rows:
-        at = Load(count, length, new)
-        seconds = contest(title, entries, family, at, rounds)
-        middle = {name: median(took) for name, took in seconds.items()}
-        ratio = {name: took / middle["ours"] for name, took in middle.items()}
-        wanted = OVER_A.get(count // len(names)) if title == "methods" else None
-        bars = [Bar("ours / (a)", ratio["(a) one after another"], at_least=wanted)]
-        bars += [
-            Bar(f"ours / {name.split()[0]}", ratio[name])
-            for name in ("(b) swapping", "(d) merged copies")
-        ]
-        alone = ratio["(e) ours, one tenant"]
+    for count in given.rows:
+        at = Load(count, given.length, given.new)
+        seconds = contest(title, entries, family, at, given.rounds)
+        mine = median(seconds["ours"])
+        over = {name.split()[0]: median(took) / mine for name, took in seconds.items()}
+        wanted = {"(c)": OVER_C}
+        if title == "methods" and count // len(names) in OVER_A:
+            wanted["(a)"] = OVER_A[count // len(names)]
         if title == "adapters":
-            bars.append(Bar("ours / (c)", ratio["(c) PEFT mixed batch"], at_least=OVER_C))
-            bars.append(Bar("ours / (e)", alone, at_least=OF_E))
-        else:
-            bars.append(Bar("ours / (e)", alone))
+            wanted["(e)"] = OF_E
+        bars = [Bar(f"ours / {name}", ratio, at_least=wanted.get(name))
+                for name, ratio in over.items() if name != "ours"]  # fmt: skip
+        if title != "adapters":
             scaled = f"ours / (e) scaled by bytes ({all_ / 1e6:.0f} to {one / 1e6:.0f} MB)"
-            bars.append(Bar(scaled, alone * all_ / one, at_least=OF_E))
+            bars.append(Bar(scaled, over["(e)"] * all_ / one, at_least=OF_E))
         show(title, seconds, at, bars)
         results[str(count)] = _kept(seconds, at, bars)
     return results
 
 
-def alone(
-    family: Family, llm: LLM, rows: Sequence[int], length: int, new: int, rounds: int
-) -> dict[str, Any]:
-    """One tenant, ours against transformers."""
+def _entries(title: str, family: Family, llm: LLM, without: Sequence[str]) -> list[Entry]:
+    """The contenders of a mixture; those that are left out need no memory either."""
+    names = SETS[title]
+    entries = [Entry("ours", ours(llm), names), Entry("(e) ours, one tenant", ours(llm), names[:1])]
+    loaded = {}
+    if "a" not in without:
+        loaded = {name: load(family, name, DTYPE) for name in names}
+        entries.append(Entry("(a) one after another", one_after_another(loaded), names))
+    if "b" not in without:
+        entries.append(Entry("(b) swapping", swapping(family, DTYPE), names, SWAP_ROUNDS))
+    if "c" not in without and title == "adapters":
+        mixed = peft_mixed(family, names, DTYPE)
+        entries.append(Entry("(c) PEFT mixed batch", mixed, names))
+    if "d" not in without:
+        # what has no adapter to merge is the same model in (a) and (d)
+        merged = {
+            name: load(family, name, DTYPE, merged=True)
+            if TENANTS[name].adapter or name not in loaded
+            else loaded[name]
+            for name in names
+        }
+        entries.append(Entry("(d) merged copies", one_after_another(merged), names))
+    return entries
+
+
+def alone(family: Family, llm: LLM, given: argparse.Namespace) -> dict[str, Any]:
+    """One tenant, ours against transformers; on a GPU also against its continuous batching."""
+    model = load(family, "base", DTYPE)
     entries = [
         Entry("ours", ours(llm), ["base"]),
-        Entry("transformers", one_after_another({"base": load(family, "base", DTYPE)}), ["base"]),
+        Entry("transformers", one_after_another({"base": model}), ["base"]),
     ]
+    if family.device.startswith("cuda"):
+        batching = continuous(load(family, "base", DTYPE))
+        entries.append(Entry("transformers, continuous batching", batching, ["base"]))
     results = {}
-    for count in rows:
-        at = Load(count, length, new)
-        seconds = contest("alone", entries, family, at, rounds)
-        ratio = median(seconds["transformers"]) / median(seconds["ours"])
-        bars = [Bar(f"ours / transformers, batch {count}", ratio, at_least=1.0)]
+    for count in (1, *given.rows):
+        at = Load(count, given.length, given.new)
+        seconds = contest("alone", entries, family, at, given.rounds)
+        mine = median(seconds["ours"])
+        bars = [Bar(f"ours / {name}, batch {count}", median(took) / mine, at_least=1.0)
+                for name, took in seconds.items() if name != "ours"]  # fmt: skip
         show("one tenant alone", seconds, at, bars)
         results[str(count)] = _kept(seconds, at, bars)
     return results
@@ -170,7 +179,22 @@ def _kept(seconds: dict[str, list[float]], at: Load, bars: list[Bar]) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     what = ("agreement", *SETS, "alone", *figures.FIGURES)
-    parser.add_argument("--quick", action="store_true", help="a tiny family, to see that it runs")
+    parser.add_argument("--size", choices=SHAPES, default="250m", help="of the base")
+    parser.add_argument(
+        "--quick",
+        action="store_const",
+        const="quick",
+        dest="size",
+        help="a tiny family, to see that it runs",
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--without",
+        nargs="*",
+        default=(),
+        choices=("a", "b", "c", "d"),
+        help="contenders to leave out, such as those that need a copy a tenant",
+    )
     parser.add_argument("--only", nargs="*", choices=what, metavar="WHAT", help=", ".join(what))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, nargs="*", default=ROWS, help="requests at once")
@@ -184,10 +208,9 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     chosen = given.only or what
     with tempfile.TemporaryDirectory() as temporary:
-        family = make_family(
-            given.folder or Path(temporary), QUICK if given.quick else FULL, _needed(chosen)
-        )
-        results: dict[str, Any] = {"machine": machine(), "shape": asdict(family.shape)}
+        folder = given.folder or Path(temporary)
+        family = make_family(folder, SHAPES[given.size], _needed(chosen), given.device)
+        results: dict[str, Any] = {"machine": machine(given.device), "shape": asdict(family.shape)}
         print(f"{results['machine']}\n{family.shape}, random weights, {DTYPE}")
         print(f"medians of {given.rounds} rounds")
         for title in chosen:
@@ -200,12 +223,12 @@ def main() -> None:
             elif title in figures.FIGURES:
                 results[title] = figures.FIGURES[title](family, DTYPE, given.rounds)
             else:
-                with LLM(family.zoo, dtype=DTYPE) as llm:
-                    same = (given.length, given.new, given.rounds)
-                    if title == "alone":
-                        results[title] = alone(family, llm, (1, *given.rows), *same)
-                    else:
-                        results[title] = mixture(title, family, llm, given.rows, *same)
+                with engine(family, DTYPE) as llm:
+                    results[title] = (
+                        alone(family, llm, given)
+                        if title == "alone"
+                        else mixture(title, family, llm, given)
+                    )
             if given.out:  # what is measured is kept, whatever comes after
                 given.out.write_text(json.dumps(results, indent=2))
 
