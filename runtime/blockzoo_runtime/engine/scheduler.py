@@ -141,7 +141,8 @@ class Scheduler:
             account.backlogged = True
             return False
         if not self._room.ready(job.model):
-            self._active[job.model] = self._steps  # its turn begins once it is here
+            if not step.model_waits:
+                self._active[job.model] = self._steps  # its turn begins once it is here
             if self._room.crowded(job.model):
                 self._make_way(job, account, step)
             return False  # what it lacks nobody else took
@@ -250,14 +251,19 @@ class Scheduler:
             return True
         if step.models_closed:
             return False
-        places = dict(self._active)
-        if not self._fit(places, model):
+        places, since = dict(self._active), self._steps
+        if self._fit(places, model):
+            if step.model_waits:  # it may come along, but not make the others stay for longer
+                since = min(places.values(), default=since)
+        elif step.model_waits:
+            return False
+        else:
             charges = dict.fromkeys(places, (math.inf, 0)) | self._model_charges()
             planned = {turn.job.model for turn in step.turns.values()}
             over = [
                 other
-                for other, since in places.items()
-                if self._steps - since >= self._room.turn(other)
+                for other, entered in places.items()
+                if self._steps - entered >= self._room.turn(other)
                 and other not in planned
                 and charges[other] > account.rank
             ]
@@ -266,9 +272,9 @@ class Scheduler:
                 if self._fit(places, model):
                     break
             else:
-                step.models_closed = True
+                step.model_waits = True
                 return False
-        self._place(places | {model: self._steps})
+        self._place(places | {model: since})
         return True
 
     def _place(self, places: dict[str, int]) -> None:
@@ -309,7 +315,8 @@ class _Step:
         self.stuck: list[Job] = []
         self.preempted: set[Job] = set()
         self.memory_closed = False
-        self.models_closed = False
+        self.models_closed = False  # memory is wanted for one alone
+        self.model_waits = False  # one that ranks before the rest waits for a place
         self.rows_left = limits.rows
         # rows that generate come out of the same budget, but leave prompts a part of it
         self.tokens_left = max(limits.tokens - min(decoding, limits.rows), limits.tokens // 4, 1)

@@ -239,6 +239,22 @@ def test_models_that_do_not_fit_together_take_turns() -> None:
         assert min(map(len, filter(None, runs.split(".")[:-1])), default=8) >= 8
 
 
+def test_a_small_model_comes_along_but_does_not_make_another_wait_for_longer() -> None:
+    def steps(small: bool) -> tuple[int, int]:
+        room = FakeRoom(weights=10, sizes={"a": 6, "b": 6, "small": 1})
+        simulation = Simulation(room)
+        simulation.add("a", 10, 500)
+        simulation.step()
+        waiting = simulation.add("b", 10, 5)
+        beside = simulation.add("small", 10, 5) if small else None
+        simulation.run()
+        return simulation.first[waiting], simulation.first[beside] if beside else 0
+
+    alone, _ = steps(small=False)
+    waited, came_along = steps(small=True)
+    assert came_along < waited == alone
+
+
 @settings(max_examples=60, deadline=None)
 @given(loads, st.integers(16, 60), st.integers(5, 12))
 def test_everything_ends_when_weights_and_kv_are_short(
