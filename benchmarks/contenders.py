@@ -37,7 +37,7 @@ def load(family: Family, name: str, dtype: torch.dtype, *, merged: bool = False)
     # all generate exactly what is asked for
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-    return model.to(family.device).eval()
+    return model.eval()
 
 
 def generate(model: Any, ids: Sequence[Sequence[int]], new: int, **more: Any) -> list[list[int]]:
@@ -55,11 +55,6 @@ def generate(model: Any, ids: Sequence[Sequence[int]], new: int, **more: Any) ->
     return made
 
 
-def engine(family: Family, dtype: torch.dtype) -> LLM:
-    """Our engine on the family's zoo and device."""
-    return LLM(family.zoo, device=family.device, dtype=dtype)
-
-
 def ours(llm: LLM) -> Serve:
     """All requests in one call of the engine."""
 
@@ -73,20 +68,6 @@ def ours(llm: LLM) -> Serve:
 def one_after_another(models: dict[str, Any]) -> Serve:
     """Every tenant's model is loaded already; each tenant's requests run as one batch."""
     return _by_tenant(lambda name, ids, new: generate(models[name], ids, new))
-
-
-def continuous(model: Any) -> Serve:
-    """Transformers' continuous batching of one model; made for GPUs, slow on a CPU."""
-    from transformers import GenerationConfig
-
-    def serve(requests: Requests, new: int) -> list[list[int]]:
-        how = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        out = model.generate_batch(
-            [list(ids) for _, ids in requests], generation_config=how, persistent_manager=True
-        )
-        return [list(out[f"req_{i}"].generated_tokens) for i in range(len(requests))]
-
-    return serve
 
 
 def swapping(family: Family, dtype: torch.dtype) -> Serve:

@@ -20,7 +20,7 @@ import torch
 from blockzoo_runtime import LLM, Sampling
 from blockzoo_runtime.replay import Replayed, quantile, replay
 from blockzoo_runtime.workload import Arrival, Workload
-from contenders import distinct_bytes, engine, generate, load, ours, own_files, separate_bytes
+from contenders import distinct_bytes, generate, load, ours, own_files, separate_bytes
 from contest import Bar, best_of, tell
 from tenants import LATE, SETS, TENANTS, Family
 
@@ -36,7 +36,7 @@ def memory(family: Family, dtype: torch.dtype, rounds: int) -> Json:
     prompts = [family.prompts(1, draw.randint(40, 200), f"memory {name}")[0] for name in names]
     wastes: list[float] = []
     decoding: list[float] = []
-    with engine(family, dtype) as llm:
+    with LLM(family.zoo, dtype=dtype) as llm:
         llm.generate(list(zip(names, prompts, strict=True)), max_new_tokens=2, ignore_eos=True)
         done = threading.Event()
 
@@ -69,19 +69,15 @@ def memory(family: Family, dtype: torch.dtype, rounds: int) -> Json:
     return _told(bars)
 
 
-def bandwidth(device: str) -> dict[str, float]:
-    """Bytes per second of the device's memory, by three ways to read much of it."""
-    wide = torch.empty(1 << 18, 1024, dtype=torch.bfloat16, device=device).normal_()
-    x = torch.randn(8, 1024, device=device).bfloat16()
+def bandwidth() -> dict[str, float]:
+    """Bytes per second of this machine's memory, by three ways to read much of it."""
+    wide = torch.empty(1 << 18, 1024, dtype=torch.bfloat16).normal_()
+    x = torch.randn(8, 1024).bfloat16()
     plain = wide.view(torch.int16).view(torch.float32)
     target = torch.empty_like(plain)
-
-    def timed(call: Callable[[], torch.Tensor]) -> float:
-        return best_of(5, lambda: call()[:1].sum().item())  # the answer waits for a GPU
-
-    linear = timed(lambda: torch.nn.functional.linear(x, wide))
-    summed = timed(lambda: plain.sum(1))
-    copied = timed(lambda: target.copy_(plain))
+    linear = best_of(5, lambda: torch.nn.functional.linear(x, wide))
+    summed = best_of(5, lambda: plain.sum(1))
+    copied = best_of(5, lambda: target.copy_(plain))
     size = wide.nbytes
     return {"linear, 8 rows": size / linear, "sum": size / summed, "copy": 2 * size / copied}
 
@@ -89,11 +85,11 @@ def bandwidth(device: str) -> dict[str, float]:
 def bytes_read(family: Family, dtype: torch.dtype, rounds: int) -> Json:
     """Weight bytes of a decode step as counted, and its time beside what reading them takes."""
     with torch.inference_mode():
-        rates = bandwidth(family.device)
+        rates = bandwidth()
     print("\nbytes read: " + ", ".join(f"{k} {v / 1e9:.1f} GB/s" for k, v in rates.items()))
     best = max(rates.values())
     bars = []
-    with engine(family, dtype) as llm:
+    with LLM(family.zoo, dtype=dtype) as llm:
         for title, names in {"one tenant": SETS["methods"][:1], **SETS}.items():
             rows = [names[i % len(names)] for i in range(8)]
             steps = []
@@ -175,7 +171,7 @@ def _first_tokens(
     first: list[int],
     second: list[int],
 ) -> tuple[float, float]:
-    with engine(family, dtype) as llm:
+    with LLM(family.zoo, dtype=dtype) as llm:
         serve = ours(llm)
         serve([("base", first)], 2)
         prepare()
@@ -213,7 +209,7 @@ def prefix(family: Family, dtype: torch.dtype, rounds: int) -> Json:
 
     seconds: dict[str, list[float]] = {}
     saved = {}
-    with engine(family, dtype) as llm:
+    with LLM(family.zoo, dtype=dtype) as llm:
         ours(llm)(requests("warm", False), 2)
         for number in range(rounds):
             for common in (True, False) if number % 2 else (False, True):
@@ -237,11 +233,11 @@ def prefix(family: Family, dtype: torch.dtype, rounds: int) -> Json:
                 seconds.setdefault(f"{label}, eight at once", []).append(together)
     middle = {name: median(took) for name, took in seconds.items()}
     asked = requests("same", True)
-    with engine(family, torch.float32) as llm:
+    with LLM(family.zoo, dtype=torch.float32) as llm:
         shared = [ours(llm)([one], 8)[0] for one in asked]
     alone = []
     for one in asked:
-        with engine(family, torch.float32) as llm:
+        with LLM(family.zoo, dtype=torch.float32) as llm:
             alone.append(ours(llm)([one], 8)[0])
     print(f"\nprefix: {system_length} common tokens and 16 own, first half of the layers common")
     bars = [Bar(name, 1e3 * took, unit="ms") for name, took in middle.items()]
@@ -264,7 +260,7 @@ def fairness(family: Family, dtype: torch.dtype, rounds: int) -> Json:
     heavy, *light = SETS["adapters"]
     length, new, at_once = 64, 32, 32
     span = 30.0 if family.shape.layers == 16 else 6.0
-    with engine(family, dtype) as llm:
+    with LLM(family.zoo, dtype=dtype) as llm:
         names = [SETS["adapters"][i % 8] for i in range(at_once)]
 
         def fill(seed: str) -> None:

@@ -16,8 +16,8 @@ adapters. And one tenant alone, ours against ``generate``. Before, it is checked
 all of them give the same greedy tokens. `figures` has what else is measured here: memory, bytes
 read, attaching, prefix sharing, fairness.
 
-    python benchmarks/serving.py [--quick | --size 1b] [--device cuda] [--only WHAT...]
-                                 [--without b d] [--rounds 5] [--folder DIR] [--out FILE]
+    python benchmarks/serving.py [--quick] [--only WHAT...] [--without b d] [--rounds 5]
+                                 [--folder DIR] [--out FILE]
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ import torch
 from blockzoo_runtime import LLM
 from contenders import (
     Serve,
-    continuous,
     distinct_bytes,
-    engine,
     load,
     one_after_another,
     ours,
@@ -54,7 +52,7 @@ from contenders import (
     swapping,
 )
 from contest import Bar, Entry, Load, contest, machine, show, tell
-from tenants import LATE, SETS, SHAPES, TENANTS, Family, make_family
+from tenants import FULL, LATE, QUICK, SETS, TENANTS, Family, make_family
 
 DTYPE = torch.bfloat16
 ROWS = (8, 32)
@@ -69,7 +67,7 @@ def agreement(family: Family, length: int, new: int) -> list[Bar]:
     """Share of requests whose greedy tokens in float32 are those of transformers or PEFT."""
     dtype = torch.float32
     bars = []
-    with engine(family, dtype) as llm:
+    with LLM(family.zoo, dtype=dtype) as llm:
         for title, names in SETS.items():
             prompts = family.prompts(len(names), length, f"agreement {title}")
             requests = list(zip(names, prompts, strict=True))
@@ -145,15 +143,11 @@ def _entries(title: str, family: Family, llm: LLM, without: Sequence[str]) -> li
 
 
 def alone(family: Family, llm: LLM, given: argparse.Namespace) -> dict[str, Any]:
-    """One tenant, ours against transformers; on a GPU also against its continuous batching."""
-    model = load(family, "base", DTYPE)
+    """One tenant, ours against transformers."""
     entries = [
         Entry("ours", ours(llm), ["base"]),
-        Entry("transformers", one_after_another({"base": model}), ["base"]),
+        Entry("transformers", one_after_another({"base": load(family, "base", DTYPE)}), ["base"]),
     ]
-    if family.device.startswith("cuda"):
-        batching = continuous(load(family, "base", DTYPE))
-        entries.append(Entry("transformers, continuous batching", batching, ["base"]))
     results = {}
     for count in (1, *given.rows):
         at = Load(count, given.length, given.new)
@@ -179,15 +173,7 @@ def _kept(seconds: dict[str, list[float]], at: Load, bars: list[Bar]) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     what = ("agreement", *SETS, "alone", *figures.FIGURES)
-    parser.add_argument("--size", choices=SHAPES, default="250m", help="of the base")
-    parser.add_argument(
-        "--quick",
-        action="store_const",
-        const="quick",
-        dest="size",
-        help="a tiny family, to see that it runs",
-    )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="a tiny family, to see that it runs")
     parser.add_argument(
         "--without",
         nargs="*",
@@ -209,8 +195,8 @@ def main() -> None:
     chosen = given.only or what
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
-        family = make_family(folder, SHAPES[given.size], _needed(chosen), given.device)
-        results: dict[str, Any] = {"machine": machine(given.device), "shape": asdict(family.shape)}
+        family = make_family(folder, QUICK if given.quick else FULL, _needed(chosen))
+        results: dict[str, Any] = {"machine": machine(), "shape": asdict(family.shape)}
         print(f"{results['machine']}\n{family.shape}, random weights, {DTYPE}")
         print(f"medians of {given.rounds} rounds")
         for title in chosen:
@@ -223,7 +209,7 @@ def main() -> None:
             elif title in figures.FIGURES:
                 results[title] = figures.FIGURES[title](family, DTYPE, given.rounds)
             else:
-                with engine(family, DTYPE) as llm:
+                with LLM(family.zoo, dtype=DTYPE) as llm:
                     results[title] = (
                         alone(family, llm, given)
                         if title == "alone"

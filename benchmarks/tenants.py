@@ -37,12 +37,8 @@ class Shape:
     context: int
 
 
-SHAPES = {
-    "quick": Shape(128, 8, 4, 2, 32, 448, 2048, 2048),
-    "250m": Shape(1024, 16, 16, 8, 64, 3584, 24576, 4096),  # 252M parameters
-    "1b": Shape(2048, 16, 32, 8, 64, 8192, 128256, 8192),
-    "8b": Shape(4096, 32, 32, 8, 128, 14336, 128256, 8192),
-}
+FULL = Shape(1024, 16, 16, 8, 64, 3584, 24576, 4096)  # 252M parameters
+QUICK = Shape(128, 8, 4, 2, 32, 448, 2048, 2048)
 
 
 @dataclass(frozen=True)
@@ -152,13 +148,10 @@ class Family:
     folder : Path
         Has a folder for each tenant, and the zoo.
     shape : Shape
-    device : str
-        Where it is served.
     """
 
     folder: Path
     shape: Shape
-    device: str = "cpu"
 
     @property
     def zoo(self) -> Zoo:
@@ -174,7 +167,7 @@ class Family:
         return ids
 
 
-def make_family(folder: Path, shape: Shape, names: Sequence[str], device: str = "cpu") -> Family:
+def make_family(folder: Path, shape: Shape, names: Sequence[str]) -> Family:
     """Make what is missing of the tenants in `folder`, and the zoo.
 
     A folder of another shape is made anew.
@@ -192,7 +185,7 @@ def make_family(folder: Path, shape: Shape, names: Sequence[str], device: str = 
         make_tenant(folder, shape, TENANTS[name])
         zoo.ingest(folder / name, **({"base": "base"} if TENANTS[name].adapter else {}))
     marker.write_text(json.dumps(asdict(shape)))
-    return Family(folder, shape, device)
+    return Family(folder, shape)
 
 
 def make_tenant(
