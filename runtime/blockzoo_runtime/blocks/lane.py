@@ -8,7 +8,7 @@ hidden states between come from the pages, where they were kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,7 @@ from blockzoo.execution.context import Context
 from blockzoo_runtime.blocks.profile import Profile
 from blockzoo_runtime.blocks.resident import ResidentTensors
 from blockzoo_runtime.blocks.route import Route
-from blockzoo_runtime.blocks.rows import Joined, Row, Work
+from blockzoo_runtime.blocks.rows import Joined, Row, Work, by_tenant, calls
 from blockzoo_runtime.kv.attention import PagedAttention
 from blockzoo_runtime.kv.cache import KVCache
 from blockzoo_runtime.kv.spans import places
@@ -110,7 +110,7 @@ class Lane:
                 kept = pools[group - 1].hidden
                 assert kept is not None
                 hidden = joined.merge(hidden, group, kept, full)
-            route.frame.set(_by_tenant(owners, joined.counts[group], len(route.frame.bounds) - 1))
+            route.frame.set(by_tenant(owners, joined.counts[group], len(route.frame.bounds) - 1))
             arguments: dict[Any, dict[str, Any]] = {}
             while hop <= len(compiled.hops):
                 part = compiled.hops[hop - 1]
@@ -136,7 +136,7 @@ class Lane:
             last += size
             wanted += range(last - row.work.outputs, last)
         outputs = [row.work.outputs for row in rows]
-        route.frame.set(_by_tenant(owners, outputs, len(route.frame.bounds) - 1))
+        route.frame.set(by_tenant(owners, outputs, len(route.frame.bounds) - 1))
         if len(wanted) < hidden.shape[1]:
             [index] = upload([wanted], device)
             hidden = hidden.index_select(1, index)
@@ -175,9 +175,9 @@ class Lane:
     def _context(self, route: Route, rows: list[Row], owners: list[int]) -> Context:
         """Embed every new slot; what layers are given besides hidden states."""
         contexts = []
-        for part, own in _calls(rows, owners):
+        for part, own in calls(rows, owners):
             counts = [row.new for row in part]
-            route.frame.set(_by_tenant(own, counts, len(route.frame.bounds) - 1))
+            route.frame.set(by_tenant(own, counts, len(route.frame.bounds) - 1))
             route.enter(0)
             contexts.append(self._embed(part))
         if len(contexts) == 1:
@@ -295,31 +295,6 @@ def _knee(hop: CompiledHop, profile: Profile | None) -> int | None:
     if profile is None or hop.block.kind not in ("mlp", "moe"):
         return None
     return profile.knee(hop.block.kind, hop.block.spec)
-
-
-def _by_tenant(owners: Sequence[int], counts: Sequence[int], tenants: int) -> list[int]:
-    """How many tokens each tenant has."""
-    each = [0] * tenants
-    for owner, count in zip(owners, counts, strict=True):
-        each[owner] += count
-    return each
-
-
-def _calls(rows: Sequence[Row], owners: Sequence[int]) -> Iterator[tuple[list[Row], list[int]]]:
-    """Rows embedded together; those whose rotary embedding depends on their length alone."""
-    part: list[Row] = []
-    own: list[int] = []
-    for row, owner in zip(rows, owners, strict=True):
-        if row.work.tenant.whole:
-            if part:
-                yield part, own
-            yield [row], [owner]
-            part, own = [], []
-        else:
-            part.append(row)
-            own.append(owner)
-    if part:
-        yield part, own
 
 
 def _cat(values: Sequence[Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -133,3 +133,28 @@ class Joined:
             first += row.new
         result: torch.Tensor = self.take(whole, group)
         return result
+
+
+def by_tenant(owners: Sequence[int], counts: Sequence[int], tenants: int) -> list[int]:
+    """How many tokens each tenant has."""
+    each = [0] * tenants
+    for owner, count in zip(owners, counts, strict=True):
+        each[owner] += count
+    return each
+
+
+def calls(rows: Sequence[Row], owners: Sequence[int]) -> Iterator[tuple[list[Row], list[int]]]:
+    """Rows embedded together; those whose rotary embedding depends on their length alone."""
+    part: list[Row] = []
+    own: list[int] = []
+    for row, owner in zip(rows, owners, strict=True):
+        if row.work.tenant.whole:
+            if part:
+                yield part, own
+            yield [row], [owner]
+            part, own = [], []
+        else:
+            part.append(row)
+            own.append(owner)
+    if part:
+        yield part, own
