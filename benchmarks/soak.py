@@ -23,6 +23,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import argparse
 import asyncio
 import json
+import math
 import random
 import sys
 import tempfile
@@ -45,7 +46,7 @@ from blockzoo.errors import BlockzooError
 #: requests under way at most
 AT_ONCE = 48
 #: seconds between two things that go wrong, on average
-TROUBLE = 5.0
+TROUBLE = 3.0
 #: how long a damaged tensor stays so, seconds
 DAMAGED_FOR = 4.0
 
@@ -60,8 +61,7 @@ class Soak:
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
         self._random = random.Random(seed)
-        self._damaged: Counter[str] = Counter()
-        self._ever_damaged: set[str] = set()
+        self._harmed: dict[str, float] = {}  # until when a damaged tenant's requests may fail
 
     async def run(self, seconds: float, watch: Watch) -> None:
         """Send requests and make trouble for so long; ends when all are answered."""
@@ -90,7 +90,7 @@ class Soak:
             name = "nobody"
         elif fate < 0.04:
             ids = ids * (self.crowd.shape.context // len(ids) + 1)
-        may_fail = fate < 0.04 or name == BROKEN or name in self._ever_damaged
+        began = time.monotonic()
         must_fail = fate < 0.04 or name == BROKEN
         leaves_after = draw.randint(0, new) if 0.04 <= fate < 0.2 else None
         request = Request(name, ids, Sampling(max_new_tokens=new, ignore_eos=True))
@@ -102,7 +102,7 @@ class Soak:
             self.counts["refused"] += 1
         except BlockzooError as error:
             self.counts["failed"] += 1
-            if not may_fail:
+            if not must_fail and self._harmed.get(name, 0.0) < began:
                 self.wrong.append(f"{name}: {error.message}")
         except Exception as error:  # no client may ever see anything else
             traceback.print_exc()
@@ -154,7 +154,7 @@ class Soak:
         name = self._random.choice(self.crowd.victims)
         path = self._random.choice(self.crowd.own_files(name))
         removed = self._random.random() < 0.3
-        self._ever_damaged.add(name)
+        self._harmed[name] = math.inf
         aside = path.with_name(f"{path.name}.aside")
         # the file is exchanged, not written to: who has it mapped keeps the old one
         path.rename(aside)
@@ -167,6 +167,7 @@ class Soak:
             await asyncio.sleep(DAMAGED_FOR)
         finally:
             aside.replace(path)
+            self._harmed[name] = time.monotonic()
 
 
 def main() -> None:
