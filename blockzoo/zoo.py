@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from blockzoo.execution.chain import RunnableChain
     from blockzoo.explore.explorer import Explorer
     from blockzoo.explore.families import FamilyTree
+    from blockzoo.explore.similarity import Similarity
     from blockzoo.explore.stats import Stats
     from blockzoo.explore.table import Table
     from blockzoo.explore.view import ModelView
@@ -346,6 +347,22 @@ class Zoo:
         from blockzoo.explore.similar import similar
 
         return similar(self, what, top_k, progress)
+
+    def similarity(
+        self,
+        first: str,
+        second: str,
+        text: str | Path | None = None,
+        *,
+        progress: Progress = silent,
+    ) -> Similarity:
+        """Two models block by block: by weights, and on a text by what the blocks do to it.
+
+        See `explore.similarity`. It shows itself as a table; ``.clusters()``, ``.heatmap()``.
+        """
+        from blockzoo.explore.similarity import similarity
+
+        return similarity(self, first, second, text, progress=progress)
 
     def families(self, progress: Progress = silent) -> FamilyTree:
         """Which models descend from which, told from their weights; ``.dendrogram()`` draws it."""

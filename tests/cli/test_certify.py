@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import planted as models
 from tests.cli.conftest import Run, parsed
-from tests.equivalence import models
 
 
 @pytest.fixture

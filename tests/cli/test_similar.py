@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import planted
 from tests.cli.conftest import Run, parsed
 
 
@@ -71,3 +72,21 @@ def test_a_difference_has_ranks_on_request(filled: Run, rank: bool) -> None:
     rows = parsed(filled("diff", "base", "tuned", *(["--rank"] if rank else []), "--json"))["rows"]
     changed = [row for row in rows if row["tensor"].endswith("layers.2.mlp.up_proj.weight")]
     assert [row.get("rank") for row in changed] == [1 if rank else None]  # a constant shift
+
+
+def test_two_models_are_compared_block_by_block(blockzoo: Run, tmp_path: Path) -> None:
+    base = planted.make_base(tmp_path / "base")
+    near = planted.variant(base, tmp_path / "near", lambda t: planted.perturb(t, "model.", 0.02))
+    blockzoo("ingest", base, near)
+    planted.write_text(tmp_path / "text.txt", 1)
+    weights = parsed(blockzoo("similar", "base", "near", "--json"))
+    changed = next(row for row in weights["rows"] if row["hop"] == "layers.1.mlp")
+    assert changed["distance"] == pytest.approx(0.02, rel=1e-3) and "cka" not in changed
+    options = ["--activations", "--calibration", "text.txt"]
+    both = parsed(blockzoo("similar", "base", "near", *options, "--svg", "heat.svg", "--json"))
+    changed = next(row for row in both["rows"] if row["hop"] == "layers.1.mlp")
+    assert changed["error"] > 0.01 and changed["cka"] > 0.99 and both["clusters"]
+    assert (tmp_path / "heat.svg").read_text().startswith("<svg")
+    assert "hint" in blockzoo("similar", "base", "nobody", code=1).stderr
+    blockzoo("similar", "base", "near", "--activations", code=2)
+    blockzoo("similar", "base", *options, code=2)

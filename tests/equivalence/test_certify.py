@@ -16,7 +16,7 @@ from blockzoo.errors import BlockzooError, NotFoundError, SourceError, UsageErro
 from blockzoo.execution.chain import RunnableChain
 from blockzoo.execution.tensors import StreamedTensors
 from blockzoo.zoo import Zoo
-from tests.equivalence import models
+from tests import planted as models
 
 Texts = dict[str, Path]
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from blockzoo.zoo import Zoo
 
 WIDTH, HEADS, LAYERS, INNER, WORDS = 32, 4, 3, 64, 120
 
@@ -105,6 +108,19 @@ def redraw_head(tensors: Tensors, layer: int, head: int, seed: int = 5) -> None:
         tensors[full] = changed
 
 
+def share_a_huge_dimension(tensors: Tensors, layer: int) -> None:
+    """Let one inner neuron of an MLP write to the first dimension, alone and loudly."""
+    prefix = f"model.layers.{layer}.mlp."
+    draw = torch.Generator().manual_seed(11)
+    for name in ("gate_proj", "up_proj"):
+        changed = tensors[f"{prefix}{name}.weight"].clone()
+        changed[0] = torch.randn(WIDTH, generator=draw) * 0.5
+        tensors[f"{prefix}{name}.weight"] = changed
+    down = tensors[f"{prefix}down_proj.weight"].clone()
+    down[0], down[:, 0], down[0, 0] = 0, 0, 50
+    tensors[f"{prefix}down_proj.weight"] = down
+
+
 def write_text(path: Path, seed: int, documents: int = 60, length: int = 40) -> Path:
     """Documents of random words, one a line."""
     random = np.random.default_rng(seed)
@@ -113,11 +129,50 @@ def write_text(path: Path, seed: int, documents: int = 60, length: int = 40) -> 
     return path
 
 
-def figures(record: Mapping[str, object], *path: str) -> float:
-    """A number deep in JSON."""
-    value: object = record
-    for key in path:
-        assert isinstance(value, Mapping)
-        value = value[key]
-    assert isinstance(value, (int, float))
-    return float(value)
+def planted_zoo(folder: Path) -> Zoo:
+    """``base`` and what was made of it, each by its name.
+
+    ``near``, ``middling`` and ``far`` have every matrix of their layers moved by 0.2%, 3% and
+    50%, ``one`` a single projection by 20%. ``permuted`` has an MLP's neurons in another order.
+    ``quiet`` has a head that its output projection ignores, and ``dead`` differs from it in that
+    head alone. ``other`` is unrelated; ``loud`` and ``louder`` are base and other with one huge
+    dimension in common.
+    """
+    base = make_base(folder / "base")
+    other = make_base(folder / "other", seed=2)
+    projection = "model.layers.1.self_attn.v_proj"
+    made = {
+        "near": variant(base, folder / "near", lambda t: perturb(t, "model.layers.", 0.002)),
+        "middling": variant(base, folder / "middling", lambda t: perturb(t, "model.layers.", 0.03)),
+        "far": variant(base, folder / "far", lambda t: perturb(t, "model.layers.", 0.5)),
+        "one": variant(base, folder / "one", lambda t: perturb(t, projection, 0.2)),
+        "permuted": variant(base, folder / "permuted", lambda t: permute(t, 1)),
+        "quiet": variant(base, folder / "quiet", lambda t: silence_head(t, 1, 2)),
+        "loud": variant(base, folder / "loud", lambda t: share_a_huge_dimension(t, 1)),
+        "louder": variant(other, folder / "louder", lambda t: share_a_huge_dimension(t, 1)),
+    }
+    made["dead"] = variant(made["quiet"], folder / "dead", lambda t: redraw_head(t, 1, 2))
+    zoo = Zoo(folder / "zoo")
+    for name, path in {"base": base, "other": other, **made}.items():
+        zoo.ingest(path, name=name)
+    return zoo
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    return planted_zoo(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("texts")
+    names = ["own", "plain", "calibration"]
+    return {name: write_text(folder / f"{name}.txt", seed) for seed, name in enumerate(names)}

@@ -1,0 +1,234 @@
+"""What two models' blocks do to a text: on the same inputs, and each in its own model.
+
+Both models go through the text hop after hop, with one block of each in memory; what is kept is
+the text's hidden states, and of each hop a Gram matrix of a few hundred tokens (`cka`). So models
+larger than memory can be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from blockzoo.execution.chain import RunnableChain
+from blockzoo.execution.passage import Batch, Passage
+from blockzoo.progress import Progress, silent
+from blockzoo.similarity.cka import cka_matrix, layer_vector
+
+#: tokens that CKA is told from at most
+SAMPLES = 768
+#: with fewer tokens, CKA is off by more than a few hundredths
+FEW = 256
+_LOGITS = 1 << 24  # logits at a time
+_DEAD = 1e-6  # of the mean energy: a dimension that moves less counts as if it moved so much
+
+EMBEDDING, HEAD = "embedding", "head"
+
+
+@dataclass(frozen=True)
+class HopActivations:
+    """What a hop of the first model and its counterpart in the second do.
+
+    Parameters
+    ----------
+    hop : str
+        The name that both have in their chains.
+    error : float or None
+        ‖g(x)−f(x)‖ / ‖f(x)−x‖ over all tokens, on the first model's own inputs x: how far the
+        counterpart g is from f, by what f does. For embedding and head, which add to nothing,
+        ‖g−f‖ / ‖f‖; logits without their mean. None where widths differ.
+    error_by_dimension : float or None
+        The same in each dimension by itself, and the root mean square of that: one huge
+        dimension hides nothing in it.
+    cka : float or None
+        Debiased CKA of the two updates, each in its own model. None for heads.
+    """
+
+    hop: str
+    error: float | None
+    error_by_dimension: float | None
+    cka: float | None
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Two models on one text.
+
+    Parameters
+    ----------
+    hops : tuple of HopActivations
+        Those that both have.
+    first, second : tuple of str
+        The hops of each that have a place in `cka`: all but the head.
+    cka : numpy.ndarray
+        float64, (first + second, first + second): CKA of each with each, the first model's hops
+        first.
+    tokens, sampled : int
+        How many were run, and how many CKA was told from.
+    """
+
+    hops: tuple[HopActivations, ...]
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    cka: NDArray[np.float64]
+    tokens: int
+    sampled: int
+
+    @property
+    def few(self) -> bool:
+        """Whether the tokens were too few to say much."""
+        return self.sampled < FEW
+
+
+def compare_activations(
+    first: tuple[RunnableChain, Sequence[str]],
+    second: tuple[RunnableChain, Sequence[str]],
+    batches: Sequence[Batch],
+    progress: Progress = silent,
+) -> Activations:
+    """Take two models through a text side by side.
+
+    Parameters
+    ----------
+    first, second : (RunnableChain, sequence of str)
+        Each with the names of its hops between embedding and head.
+    batches : sequence of Batch
+        Tokens that mean the same to both.
+    progress : Progress
+        Told hops.
+    """
+    (a, a_names), (b, b_names) = first, second
+    rows = _sampled_rows(batches)
+    left, right = Passage(a, batches), Passage(b, batches)
+    vectors = [_vector(p, p.hidden, rows) for p in (left, right)]
+    layers, others = [vectors[0]], [vectors[1]]
+    zero = [torch.zeros(1)] * len(batches)
+    errors = {EMBEDDING: _errors(left, left.hidden, right.hidden, zero)}
+    total = max(len(a_names), len(b_names)) + 1
+    for number, (name, other) in enumerate(zip_longest(a_names, b_names)):
+        if name is not None:
+            before = left.hidden
+            left.step()
+            layers.append(_vector(left, _minus(left.hidden, before), rows))
+            if name in b_names:
+                errors[name] = _block_errors(left, right, b_names.index(name), before)
+        if other is not None:
+            before = right.hidden
+            right.step()
+            others.append(_vector(right, _minus(right.hidden, before), rows))
+        progress("hops", number + 1, total, 0)
+    errors[HEAD] = _head_errors(left, right)
+    progress("hops", total, total, 0)
+    matrix = cka_matrix([*layers, *others])
+    firsts, seconds = (EMBEDDING, *a_names), (EMBEDDING, *b_names)
+    hops = tuple(
+        HopActivations(name, *found, _cka(matrix, firsts, seconds, name))
+        for name, found in errors.items()
+    )
+    tokens = sum(int(batch.mask.sum()) for batch in batches)
+    return Activations(hops, firsts, seconds, matrix, tokens, sum(map(len, rows)))
+
+
+Errors = tuple[float | None, float | None]
+_UNKNOWN: Errors = (None, None)
+
+
+def _cka(
+    matrix: NDArray[np.float64], first: Sequence[str], second: Sequence[str], name: str
+) -> float | None:
+    if name not in first or name not in second:
+        return None
+    found = float(matrix[first.index(name), len(first) + second.index(name)])
+    return found if math.isfinite(found) else None
+
+
+def _sampled_rows(batches: Sequence[Batch]) -> list[NDArray[np.intp]]:
+    """For each batch, which of its tokens CKA is told from: evenly spread over the text."""
+    counts = [int(batch.mask.sum()) for batch in batches]
+    chosen = np.unique(np.linspace(0, sum(counts) - 1, min(SAMPLES, sum(counts))).astype(np.intp))
+    ends = np.cumsum(counts)
+    return [
+        chosen[(chosen >= end - count) & (chosen < end)] - (end - count)
+        for count, end in zip(counts, ends, strict=True)
+    ]
+
+
+def _vector(
+    passage: Passage, values: Sequence[torch.Tensor], rows: Sequence[NDArray[np.intp]]
+) -> NDArray[np.float32]:
+    picked = [
+        passage.select(number, value)[torch.from_numpy(rows[number])]
+        for number, value in enumerate(values)
+    ]
+    return layer_vector(torch.cat(picked).float().numpy())
+
+
+def _minus(after: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [x - y for x, y in zip(after, before, strict=True)]
+
+
+def _block_errors(
+    left: Passage, right: Passage, number: int, before: Sequence[torch.Tensor]
+) -> Errors:
+    """The error of a block of `right` on what the same-named one of `left` was given."""
+    if before[0].shape != right.hidden[0].shape:  # of another width, or with virtual tokens
+        return _UNKNOWN
+    return _errors(left, left.hidden, right.apply(number, before), before)
+
+
+def _errors(
+    passage: Passage,
+    ours: Sequence[torch.Tensor],
+    theirs: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+) -> Errors:
+    if ours[0].shape[-1] != theirs[0].shape[-1]:
+        return _UNKNOWN
+    width = ours[0].shape[-1]
+    apart, moved = np.zeros(width), np.zeros(width)
+    for number, (f, g, x) in enumerate(zip(ours, theirs, inputs, strict=True)):
+        f_tokens = passage.select(number, f).double()
+        g_tokens = passage.select(number, g).double()
+        base = passage.select(number, x).double() if x.ndim > 1 else 0.0
+        apart += ((g_tokens - f_tokens) ** 2).sum(0).numpy()
+        moved += ((f_tokens - base) ** 2).sum(0).numpy()
+    return _told(apart, moved)
+
+
+def _head_errors(left: Passage, right: Passage) -> Errors:
+    """The error of the other head on the first model's last hidden states, piece by piece."""
+    if left.hidden[0].shape[-1] != right.hidden[0].shape[-1]:
+        return _UNKNOWN
+    apart: NDArray[np.float64] | float = 0.0
+    moved: NDArray[np.float64] | float = 0.0
+    for hidden in _pieces(left):
+        ours, theirs = left.logits(hidden).double(), right.logits(hidden).double()
+        shared = min(ours.shape[-1], theirs.shape[-1])  # one may have added tokens
+        f, g = (x[:, :shared] - x[:, :shared].mean(-1, keepdim=True) for x in (ours, theirs))
+        apart = apart + ((g - f) ** 2).sum(0).numpy()
+        moved = moved + (f**2).sum(0).numpy()
+    return _told(np.asarray(apart), np.asarray(moved))
+
+
+def _pieces(passage: Passage) -> Iterator[torch.Tensor]:
+    step = 1  # until it is known how many logits a token has
+    for number in range(len(passage.batches)):
+        hidden = passage.tokens(number)
+        if step == 1:
+            step = max(1, _LOGITS // passage.logits(hidden[:1]).shape[-1])
+        yield from torch.split(hidden, step)
+
+
+def _told(apart: NDArray[np.float64], moved: NDArray[np.float64]) -> Errors:
+    if not apart.any():
+        return 0.0, 0.0
+    if not moved.any():
+        return math.inf, math.inf
+    each = apart / np.maximum(moved, _DEAD * moved.mean())
+    return math.sqrt(apart.sum() / moved.sum()), math.sqrt(float(each.mean()))
