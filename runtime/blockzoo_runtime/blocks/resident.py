@@ -24,6 +24,7 @@ from blockzoo.execution.fused import Fused
 from blockzoo.execution.tensors import Build, cast, to_torch
 from blockzoo.explore.values import format_bytes
 from blockzoo.tensors import TensorInfo, TensorRef
+from blockzoo_runtime.blocks.arrivals import Arrivals
 from blockzoo_runtime.blocks.needs import Key, Needs, Place, without
 from blockzoo_runtime.blocks.stack import Stack
 from blockzoo_runtime.blocks.transfer import Transfer
@@ -31,6 +32,7 @@ from blockzoo_runtime.errors import NoRoomError
 from blockzoo_runtime.kv.memory import Memory
 
 _LOADERS = min(8, (os.cpu_count() or 1) + 1)
+_BEGINS = 0.01  # seconds until a loader that was told to has begun
 _LARGE = 1 << 18  # bytes; below, handing over to a thread takes longer than reading
 
 Read = Callable[[str], tuple[TensorInfo, memoryview]]
@@ -57,7 +59,8 @@ class ResidentTensors:
     Attributes
     ----------
     tensors : dict of Key to torch.Tensor
-        What is here. Read without a lock; only `load` and eviction change it.
+        What is here. Read without a lock; only `load` and eviction change it. Who asks for a
+        tensor that is on its way waits for it.
     stacks : dict of Place to Stack
         Low-rank adapters, by where they apply.
     loads : int
@@ -66,7 +69,8 @@ class ResidentTensors:
 
     def __init__(self, read: Read, device: torch.device, memory: Memory) -> None:
         self.device = device
-        self.tensors: dict[Key, torch.Tensor] = {}
+        self._arrivals = Arrivals()
+        self.tensors: dict[Key, torch.Tensor] = self._arrivals
         self.stacks: dict[Place, Stack] = {}
         self.loads: Counter[str] = Counter()
         self.memory = memory
@@ -96,6 +100,10 @@ class ResidentTensors:
         """Whether all that a tenant (by digest) needs is here."""
         loaded = self._loaded.get(tenant)
         return loaded is not None and loaded.done.is_set()
+
+    def arriving(self, tenant: str) -> bool:
+        """Whether a step may begin already: what it needs comes in the order it is used."""
+        return self._arrivals.begun(tenant, _BEGINS)
 
     def pin(self, tenant: str, pinned: bool = True) -> None:
         """Never let go of a tenant; or let go again."""
@@ -130,8 +138,7 @@ class ResidentTensors:
             return
         try:
             with self._loading, self.using([tenant]):
-                self._load(needs)
-            self.loads[tenant] += 1
+                self._load(tenant, needs)
         except BaseException as error:
             loaded.error = error
             with self._lock:
@@ -140,7 +147,7 @@ class ResidentTensors:
         finally:
             loaded.done.set()
 
-    def _load(self, needs: Needs) -> None:
+    def _load(self, tenant: str, needs: Needs) -> None:
         limit = self.memory.budget
         if limit is not None and needs.total > limit:
             raise UsageError(
@@ -160,7 +167,9 @@ class ResidentTensors:
                         hint="give LLM a larger `memory`, or ask for fewer models at once",
                     )
                 self._sizes[key] = needs.nbytes[key]
-            self._bring(needs, missing)
+            self.loads[tenant] += 1
+            with self._arrivals.expect(tenant, needs, missing):
+                self._bring(needs, missing)
         except BaseException:
             with self._lock:
                 self._give_up(needs)
@@ -173,7 +182,8 @@ class ResidentTensors:
         with ThreadPoolExecutor(_LOADERS) as pool:
             tensors = pool.map(lambda pair: self.read(*pair), large)
             for key, ref in refs:
-                self.tensors[key] = next(tensors) if ref.nbytes >= _LARGE else self.read(key, ref)
+                here = next(tensors) if ref.nbytes >= _LARGE else self.read(key, ref)
+                self._arrivals.put(key, here)
         for key in missing:
             if low := needs.stacked.get(key):
                 stack = self.stacks.setdefault(low.place, Stack())

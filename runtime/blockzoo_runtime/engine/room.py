@@ -109,7 +109,8 @@ class ModelRoom:
             if self._loader is None:
                 self._loader = ThreadPoolExecutor(1, "blockzoo-loader")
             self._loader.submit(self._load, self._tenants[model])
-        return False
+        # where nobody else is served, a step may follow right behind the loading
+        return len(self._users) == 1 and self._resident.arriving(model)
 
     def _load(self, tenant: Tenant) -> None:
         error: BlockzooError | None = None
