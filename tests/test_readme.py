@@ -1,4 +1,4 @@
-"""Every command and every line of Python in the README runs, in order, in one folder."""
+"""Every command and every line of Python in the documents runs, in order, in one folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -27,14 +29,15 @@ def _environment(folder: Path) -> dict[str, str]:
     return kept | {"PATH": path, "PYTHONPATH": sources}
 
 
-def test_every_snippet_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/EQUIVALENCE.md"])
+def test_every_snippet_runs(document: str, tmp_path: Path) -> None:
     environment = _environment(tmp_path)
     work = tmp_path / "work"
     work.mkdir()
-    snippets = [b for b in _BLOCK.findall((ROOT / "README.md").read_text()) if b[0] != "text"]
+    snippets = [b for b in _BLOCK.findall((ROOT / document).read_text()) if b[0] != "text"]
     shell = "\n".join(code for language, code in snippets if language == "sh")
     python = "\n".join(code for language, code in snippets if language == "python")
-    assert "blockzoo demo " in shell and "LLM(" in python
+    assert "blockzoo demo " in shell and "blockzoo.Zoo(" in python
     # a few steps of training are enough to see the commands work
     shell = shell.replace("blockzoo demo ", "blockzoo demo --quick ")
     for command in (["bash", "-euxo", "pipefail", "-c", shell], ["python", "-c", python]):
@@ -53,6 +56,6 @@ def test_make_has_the_targets_that_the_documents_name() -> None:
 
 
 def test_links_lead_to_files() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/EQUIVALENCE.md"):
         for link in _LINK.findall((ROOT / document).read_text()):
             assert (ROOT / link).exists(), f"{document}: {link}"

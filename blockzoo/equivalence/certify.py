@@ -48,6 +48,7 @@ def certify(
     *,
     own: str | Path | None = None,
     calibration: Paths = (),
+    each: bool = False,
     tokens: int = TOKENS,
     progress: Progress = silent,
 ) -> list[Equivalence]:
@@ -66,6 +67,8 @@ def certify(
         A file of the tenant's own domain: one of `text`, or a further one.
     calibration : path or sequence of paths
         What the candidates were chosen on. Documents that are in it are not measured.
+    each : bool
+        Make every swap that a candidate has a candidate by itself.
     tokens : int
         Of each text at most.
     progress : Progress
@@ -87,6 +90,8 @@ def certify(
     """
     model = zoo.model(name)
     swaps = [find_swaps(zoo, model, candidate) for candidate in candidates]
+    if each:
+        swaps = [(swap,) for some in swaps for swap in some]
     if not swaps:
         raise UsageError("no block is to be swapped", hint="give --swap HOP=OTHER")
     files = _paths(text)

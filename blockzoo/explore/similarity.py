@@ -35,6 +35,8 @@ Measure = Literal["weights", "activations"]
 #: tokens of the calibration text that are run
 TOKENS = 8192
 _FEWEST_TOKENS = 64
+#: the largest distance of weights that is worth certifying; see ``docs/EQUIVALENCE.md``
+SCREEN = 0.1
 _FAR = 1.5  # a distance of weights beyond that of unrelated blocks (√2)
 _WEIGHTS = (
     Column("hop"),
@@ -46,6 +48,7 @@ _WEIGHTS = (
 _ACTIVATIONS = (
     Column("error", "output error", kind="ratio"),
     Column("error_by_dimension", "by dimension", kind="ratio"),
+    Column("drift", kind="ratio"),
     Column("cka", "CKA", kind="ratio"),
 )
 
@@ -143,6 +146,22 @@ class Similarity:
         )
         title = f"clusters by {self._measure(measure)}, mean distance up to {within:g}"
         return Table(title, columns, rows)
+
+    def candidates(self, within: float = SCREEN) -> Table:
+        """The hops at which the second model's block is worth certifying in the first.
+
+        Weights screen and activations rank: what is farther than `within` in any tensor is left
+        out, and the rest is ordered by its drift; without a text, by its mean distance.
+        """
+        key = "mean" if self.activations is None else "drift"
+        rows = [
+            row
+            for row in self.table
+            if row["block"] != row["other"] and 0 <= (row.get("distance") or math.inf) <= within
+        ]
+        rows.sort(key=lambda row: math.inf if row.get(key) is None else row[key])
+        title = f"blocks of {self.second} that may stand in for those of {self.first}"
+        return Table(title, self.table.columns, rows, f"within {within:g}, ordered by {key}")
 
     def heatmap(self, measure: Measure | None = None) -> Drawing:
         """Every hop of the first model with every hop of the second, as SVG."""
@@ -244,6 +263,7 @@ def _rows(zoo: Zoo, chains: Sequence[Chain], told: Activations | None) -> list[d
         if (found := by_hop.get(hop.name)) is not None:
             row |= {"error": _finite(found.error), "cka": found.cka}
             row["error_by_dimension"] = _finite(found.error_by_dimension)
+            row["drift"] = _finite(found.drift)
         rows.append(row)
     return rows
 

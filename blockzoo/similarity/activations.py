@@ -46,6 +46,8 @@ class HopActivations:
     error_by_dimension : float or None
         The same in each dimension by itself, and the root mean square of that: one huge
         dimension hides nothing in it.
+    drift : float or None
+        ‖g(x)−f(x)‖ / ‖f(x)‖: how far the hidden states that flow on are from what they were.
     cka : float or None
         Debiased CKA of the two updates, each in its own model. None for heads.
     """
@@ -53,6 +55,7 @@ class HopActivations:
     hop: str
     error: float | None
     error_by_dimension: float | None
+    drift: float | None
     cka: float | None
 
 
@@ -135,8 +138,8 @@ def compare_activations(
     return Activations(hops, firsts, seconds, matrix, tokens, sum(map(len, rows)))
 
 
-Errors = tuple[float | None, float | None]
-_UNKNOWN: Errors = (None, None)
+Errors = tuple[float | None, float | None, float | None]
+_UNKNOWN: Errors = (None, None, None)
 
 
 def _cka(
@@ -191,14 +194,15 @@ def _errors(
     if ours[0].shape[-1] != theirs[0].shape[-1]:
         return _UNKNOWN
     width = ours[0].shape[-1]
-    apart, moved = np.zeros(width), np.zeros(width)
+    apart, moved, flowing = np.zeros(width), np.zeros(width), 0.0
     for number, (f, g, x) in enumerate(zip(ours, theirs, inputs, strict=True)):
         f_tokens = passage.select(number, f).double()
         g_tokens = passage.select(number, g).double()
         base = passage.select(number, x).double() if x.ndim > 1 else 0.0
         apart += ((g_tokens - f_tokens) ** 2).sum(0).numpy()
         moved += ((f_tokens - base) ** 2).sum(0).numpy()
-    return _told(apart, moved)
+        flowing += float((f_tokens**2).sum())
+    return _told(apart, moved, flowing)
 
 
 def _head_errors(left: Passage, right: Passage) -> Errors:
@@ -213,7 +217,7 @@ def _head_errors(left: Passage, right: Passage) -> Errors:
         f, g = (x[:, :shared] - x[:, :shared].mean(-1, keepdim=True) for x in (ours, theirs))
         apart = apart + ((g - f) ** 2).sum(0).numpy()
         moved = moved + (f**2).sum(0).numpy()
-    return _told(np.asarray(apart), np.asarray(moved))
+    return _told(np.asarray(apart), np.asarray(moved), float(np.sum(moved)))
 
 
 def _pieces(passage: Passage) -> Iterator[torch.Tensor]:
@@ -225,10 +229,13 @@ def _pieces(passage: Passage) -> Iterator[torch.Tensor]:
         yield from torch.split(hidden, step)
 
 
-def _told(apart: NDArray[np.float64], moved: NDArray[np.float64]) -> Errors:
+def _told(apart: NDArray[np.float64], moved: NDArray[np.float64], flowing: float) -> Errors:
+    """From sums of squares over tokens, by dimension, to the three errors."""
     if not apart.any():
-        return 0.0, 0.0
-    if not moved.any():
-        return math.inf, math.inf
+        return 0.0, 0.0, 0.0
+    if not moved.any() or not flowing:
+        return math.inf, math.inf, math.inf
     each = apart / np.maximum(moved, _DEAD * moved.mean())
-    return math.sqrt(apart.sum() / moved.sum()), math.sqrt(float(each.mean()))
+    total = float(apart.sum())
+    by_dimension = math.sqrt(float(each.mean()))
+    return math.sqrt(total / float(moved.sum())), by_dimension, math.sqrt(total / flowing)

@@ -82,11 +82,10 @@ def command(
         return
     if name is None:
         raise click.UsageError("MODEL is missing: the one that receives the blocks")
-    candidates = list(swaps) if each else [swaps]
     with bar(app.output) as progress:
         records = certify(
-            zoo, name, candidates, texts, own=own, calibration=calibration, tokens=tokens,
-            progress=progress,
+            zoo, name, [swaps], texts, own=own, calibration=calibration, each=each,
+            tokens=tokens, progress=progress,
         )  # fmt: skip
     _show(app, records, grade, {})
 

@@ -141,8 +141,9 @@ def test_certifying_again_wants_the_same_texts(planted: Zoo, texts: Texts, tmp_p
 
 
 def test_many_candidates_are_corrected_for(planted: Zoo, texts: Texts) -> None:
-    candidates = [f"layers.{i}.mlp=near" for i in range(3)] + ["layers.0.mlp=far"]
-    records = certify(planted, "base", candidates, _two(texts))
+    records = certify(
+        planted, "base", [["layers.?.mlp=near", "head=other"]], _two(texts), each=True
+    )
     assert [r.grade for r in records] == ["A", "A", "A", "rejected"]
     for record in records:
         assert record.candidates == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,8 +11,14 @@ import torch
 
 from blockzoo_runtime.blocks.needs import Key, Needs
 
-#: bytes on their way that a step waits for; meanwhile it can serve nobody else
+#: bytes on their way that a step follows, and seconds that it waits for them altogether:
+#: meanwhile it can serve nobody else
 _SOON = 2 << 30
+_PATIENCE = 0.3
+
+
+class LateError(Exception):
+    """What a step waited for has not come; nothing is lost, it can be taken again."""
 
 
 class Arrivals(dict[Key, torch.Tensor]):
@@ -33,14 +40,20 @@ class Arrivals(dict[Key, torch.Tensor]):
         self.soon = False
         self._coming: set[Key] = set()
         self._missed: dict[Key, BaseException] = {}
+        self._patience = 0.0
         self._changed = threading.Condition()
 
     def __missing__(self, key: Key) -> torch.Tensor:
+        began = time.monotonic()
         with self._changed:
             while key not in self:
                 if key not in self._coming:
                     raise self._missed.get(key, KeyError(key))
-                self._changed.wait()
+                left = self._patience - (time.monotonic() - began)
+                if not self._changed.wait(max(left, 0)) and key not in self:
+                    self.soon = False
+                    raise LateError
+            self._patience -= time.monotonic() - began
         return self[key]
 
     def begun(self, tenant: str, seconds: float) -> bool:
@@ -63,6 +76,7 @@ class Arrivals(dict[Key, torch.Tensor]):
             little = sum(needs.nbytes[key] for key in missing) <= _SOON
             self.soon = little and all(key in needs.stored for key in missing)
             self.whose = tenant
+            self._patience = _PATIENCE
             self._changed.notify_all()
         try:
             yield

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from blockzoo.errors import BlockzooError, UnservableError, UsageError
+from blockzoo_runtime.blocks.arrivals import LateError
 from blockzoo_runtime.blocks.runner import Logits, Runner, StepReport, Work
 from blockzoo_runtime.engine.job import Job, Limits, Plan, Turn
 from blockzoo_runtime.engine.room import ModelRoom
@@ -217,7 +218,10 @@ class Engine:
         if not rows:
             return False
         began = time.perf_counter()
-        chosen, reports = self._compute(rows)
+        try:
+            chosen, reports = self._compute(rows)
+        except LateError:
+            return False  # taken again when all is here
         generated = 0
         with self._changed:
             for turn, sequence in rows:
@@ -266,6 +270,8 @@ class Engine:
         """Each row's next token, logits to score with, nothing, or what went wrong."""
         try:
             return self._run(rows)
+        except LateError:
+            raise
         except Exception as error:
             if len(rows) == 1:
                 [(turn, sequence)] = rows
