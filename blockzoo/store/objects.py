@@ -44,6 +44,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEPT_REFERENCES = 128 << 20  # bytes of references, packed themselves, that stay decoded
 _KEPT_GROUPINGS = 4
 _PIECE = 1 << 20  # bytes of a raw tensor
+_Stamp = tuple[int, int, int]
 LARGEST_COMPRESSED = 64 << 20  # bytes; larger files are kept as they are
 
 
@@ -66,7 +67,7 @@ class Objects:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._checked: set[tuple[str, str]] = set()
+        self._checked: dict[tuple[str, str], _Stamp] = {}
         self._references: OrderedDict[str, tuple[TensorInfo, memoryview]] = OrderedDict()
         self._kept = 0  # bytes of those
         self._groupings: OrderedDict[str, Grouping] = OrderedDict()
@@ -276,26 +277,30 @@ class Objects:
         path = self.find(folder, digest) or self._wait_for(folder, digest)
         if path is None:
             raise damaged(self.layout, folder, digest, "it is missing")
-        first = (folder, digest) not in self._checked
+        found = Object(folder, digest, path)
         try:
-            value = self._read(Object(folder, digest, path), decode, check if first else None)
+            value = self._read(found, decode, check, self._checked.get((folder, digest)))
         except DamagedError:
             if path.exists() or (path := self.find(folder, digest)) is None:
                 raise
             # it was being packed or unpacked, and now stands in the other kind
             value = self._read(Object(folder, digest, path), decode, check)
-        self._checked.add((folder, digest))
         return value
 
     def _read(
         self,
         found: Object,
         decode: Callable[[Path, memoryview], _T],
-        check: Callable[[str, _T], bool] | None,
+        check: Callable[[str, _T], bool],
+        checked: _Stamp | None = None,
     ) -> _T:
         try:
             value = decode(found.path, map_file(found.path))
-            sound = check is None or check(found.digest, value)
+            # after mapping: a file that took its place before has another stamp
+            stamp = _stamp(found.path)
+            sound = stamp == checked or check(found.digest, value)
+            if sound:
+                self._checked[found.folder, found.digest] = stamp
         except DamagedError as error:
             raise damaged(self.layout, found.folder, found.digest, error.message) from error
         except FileNotFoundError as error:
@@ -388,3 +393,9 @@ def restore_trash(layout: Layout) -> None:
                     place.parent.mkdir(parents=True, exist_ok=True)
                     with contextlib.suppress(FileNotFoundError):
                         os.replace(moved, place)
+
+
+def _stamp(path: Path) -> _Stamp:
+    """What tells a file from another that took its place, or that it was written to."""
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns

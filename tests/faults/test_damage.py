@@ -224,3 +224,20 @@ def test_a_damaged_adapter_does_not_keep_a_base_out(shared: Path, tmp_path: Path
     assert done.attached == ()
     assert "damaged" in done.notes[0]
     assert zoo.resolve("base") == done.digest
+
+
+def test_a_file_exchanged_after_it_was_checked_is_checked_again(tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.ingest(checkpoint(tmp_path / "model"))
+    block = next(iter(zoo.blocks_of(zoo.model("model")).values()))
+    ref = next(iter(block.tensors.values()))
+    zoo.tensor(ref.digest)
+    path = zoo.objects.find("tensors", ref.digest)
+    assert path is not None
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    staged = path.with_name("staged")
+    staged.write_bytes(data)
+    staged.replace(path)
+    with pytest.raises(DamagedError, match="changed"):
+        zoo.tensor(ref.digest)
