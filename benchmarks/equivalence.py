@@ -34,7 +34,7 @@ from blockzoo.equivalence.swap import find_swaps, swapped
 from blockzoo.execution.chain import RunnableChain
 from blockzoo.execution.tensors import StreamedTensors
 from blockzoo.execution.texts import read_text
-from blockzoo.explore.similarity import similarity
+from blockzoo.explore.compare import similarity
 from blockzoo.explore.table import Column, Table
 from blockzoo.zoo import Zoo
 

@@ -358,9 +358,9 @@ class Zoo:
     ) -> Similarity:
         """Two models block by block: by weights, and on a text by what the blocks do to it.
 
-        See `explore.similarity`. It shows itself as a table; ``.clusters()``, ``.heatmap()``.
+        See `explore.compare`. It shows itself as a table; ``.clusters()``, ``.heatmap()``.
         """
-        from blockzoo.explore.similarity import similarity
+        from blockzoo.explore.compare import similarity
 
         return similarity(self, first, second, text, progress=progress)
 
@@ -407,6 +407,7 @@ class Zoo:
         *,
         own: str | Path | None = None,
         calibration: str | Path | Sequence[str | Path] = (),
+        tokens: int = 20_000,
         progress: Progress = silent,
     ) -> Equivalence:
         """Certify that other blocks may stand in for some of a model's, all of them together.
@@ -417,8 +418,9 @@ class Zoo:
         from blockzoo.equivalence.certify import certify
 
         (record,) = certify(
-            self, name, [swap], text, own=own, calibration=calibration, progress=progress
-        )
+            self, name, [swap], text, own=own, calibration=calibration, tokens=tokens,
+            progress=progress,
+        )  # fmt: skip
         return record
 
     def equivalence(self, digest: str) -> Equivalence:

@@ -1,6 +1,6 @@
 """Certifying swaps: run them, measure them, grade them, write it down.
 
-Weights screen and activations rank (`explore.similarity`); only what is done here decides. A
+Weights screen and activations rank (`explore.compare`); only what is done here decides. A
 chain with several swaps is certified as a whole, since losses add up in ways that single ones do
 not tell.
 """

@@ -81,7 +81,7 @@ def rate(
     sums, tokens = _by_document(values, documents)
     value = float(sums.sum() / tokens.sum())
     error = float(_error(sums, tokens, np.ones((1, len(sums))))[0])
-    counts = _counts(len(sums), resamples or RESAMPLES)
+    counts = _counts(len(sums), resamples or RESAMPLES).astype(np.float64)
     if error > 0:
         errors = _error(sums, tokens, counts)
         off = (counts @ sums) / (counts @ tokens) - value
@@ -105,7 +105,7 @@ def tail(values: Floats, documents: NDArray[np.int64], share: float = 0.99) -> t
     counts = _counts(int(owner.max()) + 1, RESAMPLES)[:_QUANTILE_RESAMPLES]
     found = []
     for row in counts:
-        weights = np.cumsum(row[owner])
+        weights = np.cumsum(row[owner], dtype=np.int64)
         found.append(ascending[int(np.searchsorted(weights, share * weights[-1]))])
     return float(np.quantile(values, share)), float(np.quantile(found, 1 - ALPHA))
 
@@ -139,11 +139,11 @@ def _by_document(values: Floats, documents: NDArray[np.int64]) -> tuple[Floats, 
 
 
 @lru_cache(maxsize=16)
-def _counts(units: int, resamples: int) -> Floats:
-    """(resamples, units): how often each unit is drawn."""
+def _counts(units: int, resamples: int) -> NDArray[np.uint8]:
+    """(resamples, units): how often each unit is drawn. More than 255 times is out of the world."""
     random = np.random.default_rng([_SEED, units])
     drawn = random.multinomial(units, np.full(units, 1 / units), resamples)
-    return drawn.astype(np.float64)
+    return drawn.astype(np.uint8)
 
 
 def _error(sums: Floats, tokens: Floats, counts: Floats) -> Floats:

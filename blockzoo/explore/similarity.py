@@ -10,42 +10,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from blockzoo.errors import SourceError, UsageError
+from blockzoo.errors import UsageError
 from blockzoo.explore.dendrogram import Drawing
 from blockzoo.explore.heatmap import heatmap
+from blockzoo.explore.merging import merging
 from blockzoo.explore.table import Column, Table
-from blockzoo.progress import Progress, silent
-from blockzoo.records import Block, Hop, Model
-from blockzoo.similarity.ranking import block_sketches, comparable, exact_likeness, likeness
-from blockzoo.similarity.sketches import Sketches
 
 if TYPE_CHECKING:
-    from blockzoo.execution.passage import Batch
     from blockzoo.similarity.activations import Activations
-    from blockzoo.zoo import Zoo
 
 Measure = Literal["weights", "activations"]
 
-#: tokens of the calibration text that are run
-TOKENS = 8192
-_FEWEST_TOKENS = 64
 #: the largest distance of weights that is worth certifying; see ``docs/EQUIVALENCE.md``
 SCREEN = 0.1
 _FAR = 1.5  # a distance of weights beyond that of unrelated blocks (√2)
-_WEIGHTS = (
+#: the columns of a comparison, and those that a text adds
+WEIGHTS = (
     Column("hop"),
     Column("kind"),
     Column("distance", "largest distance", kind="ratio"),
     Column("tensor", "in tensor"),
     Column("mean", "mean distance", kind="ratio"),
 )
-_ACTIVATIONS = (
+ACTIVATIONS = (
     Column("error", "output error", kind="ratio"),
     Column("error_by_dimension", "by dimension", kind="ratio"),
     Column("drift", kind="ratio"),
@@ -55,7 +47,7 @@ _ACTIVATIONS = (
 
 @dataclass(frozen=True, repr=False)
 class Similarity:
-    """What `similarity` found.
+    """What `compare.similarity` found.
 
     Parameters
     ----------
@@ -118,16 +110,9 @@ class Similarity:
         Table
             Clusters of more than one block, the largest first.
         """
-        from sklearn.cluster import AgglomerativeClustering
-
-        labels, _, distances = self.matrix(measure)
-        near = np.where(np.isfinite(distances), np.clip(distances, 0, _FAR), _FAR)
-        np.fill_diagonal(near, 0)
-        found = AgglomerativeClustering(
-            n_clusters=None, distance_threshold=within, metric="precomputed", linkage="average"
-        ).fit_predict(near)
+        labels, near, found = self._agglomerated(measure, within)
         members: dict[int, list[int]] = {}
-        for place, cluster in enumerate(found.tolist()):
+        for place, cluster in enumerate(found.labels_.tolist()):
             members.setdefault(cluster, []).append(place)
         rows = [
             {
@@ -146,6 +131,26 @@ class Similarity:
         )
         title = f"clusters by {self._measure(measure)}, mean distance up to {within:g}"
         return Table(title, columns, rows)
+
+    def dendrogram(self, measure: Measure | None = None) -> Drawing:
+        """How the blocks of both models merge as more distance is allowed, as SVG."""
+        labels, _, found = self._agglomerated(measure, 0.0)
+        title = f"{self.first} and {self.second} by {self._measure(measure)}"
+        return merging(title, labels, found.children_, found.distances_)
+
+    def _agglomerated(
+        self, measure: Measure | None, within: float
+    ) -> tuple[list[str], NDArray[np.float64], Any]:
+        """Labels, finite distances, and scikit-learn's clustering of them."""
+        from sklearn.cluster import AgglomerativeClustering
+
+        labels, _, distances = self.matrix(measure)
+        near = np.where(np.isfinite(distances), np.clip(distances, 0, _FAR), _FAR)
+        np.fill_diagonal(near, 0)
+        clustering = AgglomerativeClustering(
+            n_clusters=None, distance_threshold=within, metric="precomputed", linkage="average"
+        )
+        return labels, near, clustering.fit(near)
 
     def candidates(self, within: float = SCREEN) -> Table:
         """The hops at which the second model's block is worth certifying in the first.
@@ -186,136 +191,3 @@ class Similarity:
 
     def _repr_html_(self) -> str:
         return self.table._repr_html_()
-
-
-def similarity(
-    zoo: Zoo,
-    first: str,
-    second: str,
-    text: str | Path | None = None,
-    *,
-    tokens: int = TOKENS,
-    progress: Progress = silent,
-) -> Similarity:
-    """Compare two models block by block.
-
-    Parameters
-    ----------
-    zoo : Zoo
-    first, second : str
-        Names.
-    text : path, optional
-        A calibration text; then both models are run on it, and blocks are compared by what
-        they do, too.
-    tokens : int
-        Of the text at most.
-    progress : Progress
-        Of the sketches that have to be made, in bytes; then of the hops.
-
-    Raises
-    ------
-    SourceError
-        Where the text cannot be used.
-    UsageError
-        Where the models read text as different tokens.
-    UnservableError
-        Where one of them cannot be run.
-    """
-    models = [zoo.model(name) for name in (first, second)]
-    blocks = {d: b for model in models for d, b in zoo.blocks_of(model).items()}
-    chains = [[(hop, blocks[hop.block]) for hop in m.chain if hop.block] for m in models]
-    told = _activations(zoo, models, text, tokens, progress) if text is not None else None
-    rows = _rows(zoo, chains, told)
-    notes = []
-    if any(row["adapters"] for row in rows):
-        notes.append("where an adapter is on a hop, distances are those of the blocks under it")
-    if told is not None:
-        notes.append(f"{told.tokens:,} tokens, CKA from {told.sampled}")
-        if told.few:
-            notes.append("too few tokens: CKA is off by more than a few hundredths")
-    columns = (*_WEIGHTS, *_ACTIVATIONS) if told is not None else _WEIGHTS
-    table = Table(f"{first} and {second}", columns, rows, "; ".join(notes))
-    both = [*chains[0], *chains[1]]
-    names = [first] * len(chains[0]) + [second] * len(chains[1])
-    labels = tuple(f"{name}@{hop.name}" for name, (hop, _) in zip(names, both, strict=True))
-    weights = _distances(zoo, [block for _, block in both], progress)
-    return Similarity(first, second, table, labels, len(chains[0]), weights, told)
-
-
-Chain = Sequence[tuple[Hop, Block]]
-
-
-def _rows(zoo: Zoo, chains: Sequence[Chain], told: Activations | None) -> list[dict[str, Any]]:
-    others = {hop.name: (hop, block) for hop, block in chains[1]}
-    by_hop = {found.hop: found for found in told.hops} if told is not None else {}
-    rows = []
-    for hop, block in chains[0]:
-        if hop.name not in others:
-            continue
-        other_hop, other = others[hop.name]
-        row: dict[str, Any] = {"hop": hop.name, "kind": hop.kind}
-        row |= {"block": block.digest, "other": other.digest}
-        row["adapters"] = hop.adapters != other_hop.adapters
-        if comparable(block, other):
-            like = exact_likeness(zoo.objects, block, other)
-            row |= {"distance": _finite(like.largest), "tensor": like.tensor}
-            row["mean"] = _finite(like.mean)
-        if (found := by_hop.get(hop.name)) is not None:
-            row |= {"error": _finite(found.error), "cka": found.cka}
-            row["error_by_dimension"] = _finite(found.error_by_dimension)
-            row["drift"] = _finite(found.drift)
-        rows.append(row)
-    return rows
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _distances(zoo: Zoo, blocks: Sequence[Block], progress: Progress) -> NDArray[np.float64]:
-    """The largest relative distance over the tensors of each two blocks, from sketches."""
-    sketches = block_sketches(Sketches(zoo.objects), blocks, progress)
-    found = np.full((len(blocks), len(blocks)), np.inf)
-    for i, block in enumerate(blocks):
-        for j, other in enumerate(blocks):
-            if block.digest == other.digest:
-                found[i, j] = 0.0
-            elif comparable(block, other):
-                found[i, j] = likeness(block, other, sketches).largest
-    return found
-
-
-def _activations(
-    zoo: Zoo, models: Sequence[Model], text: str | Path, tokens: int, progress: Progress
-) -> Activations:
-    from blockzoo.similarity.activations import compare_activations
-
-    batches = _tokens(zoo, models, text, tokens)
-    pair = []
-    for model in models:
-        chain = zoo.chain(model)
-        names = [hop.name for hop in model.chain[1:-1]][: len(chain.compiled.hops)]
-        pair.append((chain, names))
-    return compare_activations(pair[0], pair[1], batches, progress)
-
-
-def _tokens(zoo: Zoo, models: Sequence[Model], path: str | Path, most: int) -> list[Batch]:
-    """The calibration text as tokens, which must be the same for both models."""
-    from blockzoo.execution.passage import batches
-    from blockzoo.execution.texts import read_text
-
-    text = read_text(path)
-    read = [text.tokens(zoo.tokenizer(model), most) for model in models]
-    count = sum(map(len, read[0]))
-    if count < _FEWEST_TOKENS:
-        raise SourceError(
-            f"{path} is too small: {count} tokens, of which no likeness can be told",
-            hint=f"give at least {_FEWEST_TOKENS}; some thousands are better",
-        )
-    if read[0] != read[1]:
-        raise UsageError(
-            "the two models read this text as different tokens, so their activations cannot be "
-            "compared token by token",
-            hint="compare their weights, without a text",
-        )
-    return batches(list(enumerate(read[0])))

@@ -69,7 +69,7 @@ def command(
         if name or swaps or own or calibration:
             raise click.UsageError("--again takes ID, and --text where the texts have moved")
         before = zoo.equivalence(again)
-        with bar(app.output) as progress:
+        with bar(app.output, counted=True) as progress:
             record = certify_again(zoo, before, texts, progress)
         same = record.digest == before.digest
         words = "the same figures again" if same else f"it was {before.grade} before"
@@ -82,7 +82,7 @@ def command(
         return
     if name is None:
         raise click.UsageError("MODEL is missing: the one that receives the blocks")
-    with bar(app.output) as progress:
+    with bar(app.output, counted=True) as progress:
         records = certify(
             zoo, name, [swaps], texts, own=own, calibration=calibration, each=each,
             tokens=tokens, progress=progress,

@@ -10,8 +10,12 @@ from blockzoo_cli.output import Output, plain_terminal
 
 
 @contextlib.contextmanager
-def bar(output: Output) -> Iterator[Progress]:
-    """What a verb hands to the zoo: draws bytes, speed and how much was new, or is silent."""
+def bar(output: Output, *, counted: bool = False) -> Iterator[Progress]:
+    """What a verb hands to the zoo: draws how far it is, or is silent.
+
+    That is bytes, their speed and how many were new; or a plain count, where what is done comes
+    in other units than bytes.
+    """
     if not output.interactive or plain_terminal():
         yield silent
         return
@@ -20,6 +24,7 @@ def bar(output: Output) -> Iterator[Progress]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
         TaskID,
         TextColumn,
@@ -28,11 +33,11 @@ def bar(output: Output) -> Iterator[Progress]:
 
     from blockzoo.explore.values import format_bytes
 
+    amounts = [MofNCompleteColumn()] if counted else [DownloadColumn(), TransferSpeedColumn()]
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *amounts,
         TextColumn("[dim]{task.fields[note]}"),
         console=Console(stderr=True),
         transient=True,

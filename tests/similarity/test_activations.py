@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from blockzoo.errors import SourceError, UsageError
-from blockzoo.explore.similarity import Similarity, similarity
+from blockzoo.explore.compare import similarity
+from blockzoo.explore.similarity import Similarity
 from blockzoo.zoo import Zoo
 from tests.planted import write_text
 
@@ -132,6 +134,13 @@ def test_clusters_heatmap_and_json(planted: Zoo, texts: Texts) -> None:
         svg = found.heatmap(measure).svg  # type: ignore[arg-type]
         assert svg.startswith("<svg") and svg.count("<rect") >= 49
         assert "layers.1.mlp · layers.1.mlp" in svg
+        tree = ElementTree.fromstring(found.dendrogram(measure).svg)  # type: ignore[arg-type]
+        paths = list(tree.iter("{http://www.w3.org/2000/svg}path"))
+        assert len(paths) == len(found.matrix(measure)[0]) - 1  # type: ignore[arg-type]
+        ElementTree.fromstring(svg)
+    worth = found.candidates()
+    assert len(worth) == 6 and worth["drift"] == sorted(worth["drift"])
+    assert len(found.candidates(0.01)) == 0
     assert found.to_json()["rows"][0]["hop"] == "embedding"
     assert "largest distance" in repr(found) and "<table" in found._repr_html_()
     alone = planted.similarity("base", "middling")
