@@ -8,7 +8,6 @@ stand in for another: that is `blockzoo certify`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
