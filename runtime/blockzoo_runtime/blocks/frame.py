@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from itertools import pairwise
 
 import torch
@@ -30,7 +29,7 @@ class Frame:
     def __init__(self, tenants: int) -> None:
         self.bounds = [0] * (tenants + 1)
         self.tokens = 0
-        self._masks: dict[Hashable, torch.Tensor] = {}
+        self._masks: dict[int, torch.Tensor] = {}
 
     @property
     def counts(self) -> list[int]:
@@ -59,13 +58,15 @@ class Frame:
             for first in range(0, self.tokens, size)
         ]
 
-    def mask(self, owners: tuple[Owner, ...], like: torch.Tensor) -> torch.Tensor:
-        """(tokens, columns of ``like``): each tenant's scaling in its own columns, else nought."""
-        key = (owners, like.shape[1], like.dtype)
-        mask = self._masks.get(key)
+    def mask(self, signature: int, owners: tuple[Owner, ...], like: torch.Tensor) -> torch.Tensor:
+        """(tokens, columns of ``like``): each tenant's scaling in its own columns, else nought.
+
+        Kept by ``signature``, since hashing the owners at each operation takes longer.
+        """
+        mask = self._masks.get(signature)
         if mask is None:
             mask = like.new_zeros(self.tokens, like.shape[1])
             for tenant, first, last, scaling in owners:
                 mask[self.bounds[tenant] : self.bounds[tenant + 1], first:last] = scaling
-            self._masks[key] = mask
+            self._masks[signature] = mask
         return mask

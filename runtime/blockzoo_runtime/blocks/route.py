@@ -19,7 +19,7 @@ from blockzoo.execution.adapters.lora import LinearLora
 from blockzoo.execution.binding import Binding
 from blockzoo.execution.executor import Executor
 from blockzoo.execution.fused import Fused
-from blockzoo_runtime.blocks.frame import Frame
+from blockzoo_runtime.blocks.frame import Frame, Owner
 from blockzoo_runtime.blocks.needs import Key, bindings, low_rank
 from blockzoo_runtime.blocks.resident import ResidentTensors
 from blockzoo_runtime.blocks.routed import RoutedLeaf, RoutedLinear, Rows, Run, Update
@@ -60,6 +60,7 @@ class Route:
         self._multiplied: set[Key] = set()
         self._tables: dict[Key, int] = {}  # and the bytes of a row
         self._update_bytes = 0
+        self._signatures: dict[tuple[tuple[Owner, ...], int], int] = {}
         self._hops: list[list[tuple[dict[str, Any], Operation]]] = []
         self._slots: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
         for each in zip(*(bindings(tenant.compiled) for tenant in tenants), strict=True):
@@ -147,7 +148,7 @@ class Route:
         each = [tuple(keys.items()) for keys in bound]
         runs = [Run(first, last, bound[first]) for first, last in _runs(each)]
         rows = Rows()
-        owners: dict[int, tuple[Chunk, list[tuple[int, int, int, float]]]] = {}
+        owners: dict[int, tuple[Chunk, list[Owner]]] = {}
         for tenant, binding in enumerate(own):
             found = binding.attachments.get(path)
             if found is None:
@@ -168,17 +169,19 @@ class Route:
             if attached.ratio is not None:
                 ratio = self._key(attached.ratio)
                 rows.ratios.append((tenant, ratio, bound[tenant].get("bias")))
-        updates = [_update(chunk, each) for chunk, each in owners.values()]
+        updates = [self._update(chunk, each) for chunk, each in owners.values()]
         self._update_bytes += sum(update.nbytes for update in updates)
         transposed = isinstance(leaf, Conv1D)
         return RoutedLinear(runs, self.frame, self._resident.tensors, transposed, updates, rows)
 
-
-def _update(chunk: Chunk, owners: Sequence[tuple[int, int, int, float]]) -> Update:
-    first = min(begin for _, begin, _, _ in owners)
-    last = max(end for _, _, end, _ in owners)
-    moved = tuple((t, begin - first, end - first, scaling) for t, begin, end, scaling in owners)
-    return Update(chunk, first, last, moved)
+    def _update(self, chunk: Chunk, owners: Sequence[Owner]) -> Update:
+        first = min(begin for _, begin, _, _ in owners)
+        last = max(end for _, _, end, _ in owners)
+        moved = tuple((t, begin - first, end - first, scaling) for t, begin, end, scaling in owners)
+        # the chunk may grow meanwhile, into other tensors: what is here stays as it is
+        a, b = chunk.a[first:last], chunk.b[first:last]
+        signature = self._signatures.setdefault((moved, last - first), len(self._signatures))
+        return Update(a, b, moved, signature)
 
 
 def _runs(signatures: Sequence[Any]) -> list[tuple[int, int]]:

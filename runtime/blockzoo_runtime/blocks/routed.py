@@ -17,7 +17,6 @@ from torch.nn.functional import linear, pad
 
 from blockzoo_runtime.blocks.frame import Frame, Owner
 from blockzoo_runtime.blocks.needs import Key
-from blockzoo_runtime.blocks.stack import Chunk
 
 Tensors = dict[Key, torch.Tensor]
 
@@ -120,18 +119,27 @@ class Rows:
 
 @dataclass(frozen=True)
 class Update:
-    """The low-rank adapters of one chunk that are active, by the tenant's place in the order."""
+    """The low-rank adapters of one chunk that are active.
 
-    chunk: Chunk
-    first: int
-    last: int
-    owners: tuple[Owner, ...]  # columns counted from `first`
+    Parameters
+    ----------
+    a, b : torch.Tensor
+        Their part of the chunk's, (R, in) and (R, out).
+    owners : tuple of Owner
+        Whose ranks are which.
+    signature : int
+        Equal for updates with equal owners.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    owners: tuple[Owner, ...]
+    signature: int
 
     @property
     def nbytes(self) -> int:
         """Bytes of A and B that a call reads."""
-        a, b = self.chunk.a, self.chunk.b
-        return (self.last - self.first) * (a.shape[1] + b.shape[1]) * a.element_size()
+        return self.a.nbytes + self.b.nbytes
 
 
 class RoutedLinear:
@@ -210,21 +218,21 @@ class RoutedLinear:
 
     def _add(self, update: Update, x: torch.Tensor, y: torch.Tensor) -> None:
         """``y += scaling · (x Aᵀ) B`` for each tenant's own tokens."""
-        a = update.chunk.a[update.first : update.last]
-        b = update.chunk.b[update.first : update.last]
-        frame = self._frame
+        a, b, frame = update.a, update.b, self._frame
+        if b.shape[1] < y.shape[1]:  # beside a larger vocabulary
+            y = y[:, : b.shape[1]]
         if len(x) <= _FEW:
             low = linear(x, a)
-            mask = frame.mask(update.owners, low)
+            mask = frame.mask(update.signature, update.owners, low)
             if low.dtype == torch.float16:  # others' tokens may overflow
                 low = low.masked_fill(mask == 0, 0)
-            y[:, : b.shape[1]].addmm_(low * mask, b)
+            y.addmm_(low.mul_(mask), b)
             return
         for tenant, first, last, scaling in update.owners:
             begin, end = frame.bounds[tenant], frame.bounds[tenant + 1]
             if begin < end:
                 low = linear(x[begin:end], a[first:last])
-                y[begin:end, : b.shape[1]].addmm_(low, b[first:last], alpha=scaling)
+                y[begin:end].addmm_(low, b[first:last], alpha=scaling)
 
     def _finish(self, rows: Rows, y: torch.Tensor) -> None:
         bounds, tensors = self._frame.bounds, self._tensors
