@@ -29,7 +29,7 @@ def _environment(folder: Path) -> dict[str, str]:
     return kept | {"PATH": path, "PYTHONPATH": sources}
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/EQUIVALENCE.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/SERVING.md", "docs/EQUIVALENCE.md"])
 def test_every_snippet_runs(document: str, tmp_path: Path) -> None:
     environment = _environment(tmp_path)
     work = tmp_path / "work"
@@ -56,6 +56,6 @@ def test_make_has_the_targets_that_the_documents_name() -> None:
 
 
 def test_links_lead_to_files() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/EQUIVALENCE.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/SERVING.md", "docs/EQUIVALENCE.md"):
         for link in _LINK.findall((ROOT / document).read_text()):
             assert (ROOT / link).exists(), f"{document}: {link}"

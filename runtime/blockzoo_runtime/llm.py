@@ -18,7 +18,9 @@ import torch
 from blockzoo.errors import UsageError
 from blockzoo.explore.table import Table
 from blockzoo.zoo import Zoo
+from blockzoo_runtime.blocks.profile import load_profile
 from blockzoo_runtime.blocks.resident import ResidentTensors, parse_bytes
+from blockzoo_runtime.device import find_device
 from blockzoo_runtime.engine.calls import OnError, Prepared, arun_all, prepare_all, run_all
 from blockzoo_runtime.engine.engine import Engine
 from blockzoo_runtime.engine.handle import Stream
@@ -80,7 +82,7 @@ class LLM:
             if value < 1:
                 raise UsageError(f"{name} is {value}, not 1 or more")
         self.zoo = zoo if isinstance(zoo, Zoo) else Zoo(zoo, create=False)
-        self.device = _device(device)
+        self.device = find_device(device)
         budget = Memory(parse_bytes(memory))
         self._kv = KVCache(budget, self.device)
         self._resident = ResidentTensors(self.zoo.tensor, self.device, budget)
@@ -91,6 +93,7 @@ class LLM:
             self._kv,
             Limits(max_batch, max_step_tokens, max_waiting),
             self._tenants.knows,
+            partial(load_profile, self.zoo, self.device),
         )
 
     @overload
@@ -268,15 +271,3 @@ class LLM:
         return prepare_all(
             lambda asked: generation(self._tenants, asked, shared), requests, on_error
         )
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise UsageError(f"there is no device {str(device)!r}: {first}") from error
-    return found

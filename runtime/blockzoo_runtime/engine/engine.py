@@ -28,6 +28,7 @@ from blockzoo_runtime.engine.stats import EngineStats, Tally
 from blockzoo_runtime.errors import BusyError
 
 if TYPE_CHECKING:
+    from blockzoo_runtime.blocks.profile import Profile
     from blockzoo_runtime.blocks.resident import ResidentTensors
     from blockzoo_runtime.kv.cache import KVCache
     from blockzoo_runtime.tenant import Tenant
@@ -48,6 +49,8 @@ class Engine:
     limits : Limits
     known : callable
         Whether a model, by digest, may be asked for again; others are let go of after use.
+    profile : callable
+        Finds the figures of this device for a compute dtype.
 
     Notes
     -----
@@ -60,11 +63,12 @@ class Engine:
         kv: KVCache,
         limits: Limits,
         known: Callable[[str], bool] = lambda digest: True,
+        profile: Callable[[torch.dtype], Profile | None] = lambda dtype: None,
     ) -> None:
         self.tally = Tally()
         self._kv = kv
         self._resident = resident
-        self._runner = Runner(resident, kv)
+        self._runner = Runner(resident, kv, profile)
         self._changed = threading.Condition()
         self._room = ModelRoom(resident, kv, self._changed, known, limits.turn)
         self._scheduler = Scheduler(self._room, limits)
