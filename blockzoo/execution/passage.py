@@ -99,6 +99,8 @@ class Passage:
     hidden : list of torch.Tensor
         For each batch the hidden states (B, P + T, width) before the hop that is next; P counts
         an adapter's virtual tokens. Never changed in place.
+    done : int
+        Hops behind the embedding that have run.
     """
 
     def __init__(self, chain: RunnableChain, batches: Sequence[Batch]) -> None:
@@ -106,7 +108,7 @@ class Passage:
         self.batches = batches
         self._contexts = self._begin()
         self.hidden = [context.hidden for context in self._contexts]
-        self._done = 0
+        self.done = 0
 
     @property
     def hops(self) -> int:
@@ -115,10 +117,10 @@ class Passage:
 
     def step(self) -> None:
         """Run the next hop."""
-        with self.chain.hop(self._done) as run:
+        with self.chain.hop(self.done) as run:
             pairs = zip(self.hidden, self._contexts, strict=True)
             self.hidden = [run(hidden, context) for hidden, context in pairs]
-        self._done += 1
+        self.done += 1
 
     def apply(self, number: int, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """One of this chain's hops on other hidden states of the same texts; nothing moves on."""
@@ -130,12 +132,12 @@ class Passage:
         """The same texts here in another chain that was equal up to this hop."""
         if self._cached:  # keys and values of a prefix: each passage needs its own
             other = Passage(chain, self.batches)
-            while other._done < self._done:
+            while other.done < self.done:
                 other.step()
             return other
         other = Passage.__new__(Passage)
         other.chain, other.batches = chain, self.batches
-        other._contexts, other.hidden, other._done = self._contexts, self.hidden, self._done
+        other._contexts, other.hidden, other.done = self._contexts, self.hidden, self.done
         return other
 
     def tokens(self, number: int) -> torch.Tensor:

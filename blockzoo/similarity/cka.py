@@ -10,7 +10,8 @@ of the same tokens, whatever their widths and rotations. Two corrections make it
   shared by layers that have nothing else in common. So dimensions are brought to one variance.
 
 A layer is kept as one vector, its U-centred Gram matrix (Székely & Rizzo 2014): the unbiased HSIC
-of two layers is the inner product of their vectors. It takes n² numbers, whatever the width.
+of two layers is the inner product of their vectors. It takes n²/2 numbers, whatever the width:
+the matrix is symmetric, and its diagonal is 0.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def layer_vector(features: Floats) -> NDArray[np.float32]:
     Returns
     -------
     numpy.ndarray
-        float32, (tokens²,). All NaN where the tokens show no structure at all.
+        float32, (tokens · (tokens − 1) / 2,). All NaN where the tokens show no structure at all.
     """
     if len(features) < LEAST:
         raise ValueError(f"{len(features)} tokens are too few for CKA")
@@ -66,8 +67,7 @@ def layer_vector(features: Floats) -> NDArray[np.float32]:
     gram -= sums[:, None] / (n - 2)
     gram -= sums[None, :] / (n - 2)
     gram += sums.sum() / ((n - 1) * (n - 2))
-    np.fill_diagonal(gram, 0)
-    vector = gram.astype(np.float32).reshape(-1)
+    vector = gram[np.tri(n, n, -1, dtype=np.bool_)].astype(np.float32)
     norm = float(np.linalg.norm(vector))
     scaled_vector: NDArray[np.float32] = vector / np.float32(norm if norm > 0 else np.nan)
     return scaled_vector
@@ -83,5 +83,8 @@ def cka(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
 
 def cka_matrix(layers: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
     """CKA of all with all, (layers, layers)."""
-    stacked = np.stack(layers)
-    return (stacked @ stacked.T).astype(np.float64)
+    found = np.ones((len(layers), len(layers)))
+    for i, layer in enumerate(layers):
+        for j in range(i + 1):
+            found[i, j] = found[j, i] = cka(layer, layers[j])
+    return found
