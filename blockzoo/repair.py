@@ -21,6 +21,7 @@ from blockzoo.store.check import Problem, Report
 from blockzoo.store.layout import Layout, write_marker
 from blockzoo.store.refs import tagged
 from blockzoo.store.session import Session
+from blockzoo.tensors import canonical_json
 
 if TYPE_CHECKING:
     from blockzoo.zoo import Zoo
@@ -104,6 +105,9 @@ def _copy(other: Zoo, session: Session, problem: Problem) -> None:
         session.block(other.objects.block(problem.digest))
     elif problem.folder == "models":
         session.model(other.objects.model(problem.digest))
+    elif problem.folder == "equivalences":
+        record = other.objects.equivalence(problem.digest)
+        session.equivalence(problem.digest, canonical_json(record))
 
 
 def _from_folder(zoo: Zoo, source: Path, problems: Iterable[Problem], progress: Progress) -> None:

@@ -243,7 +243,7 @@ def test_records_live_and_die_with_their_model(tmp_path: Path, texts: Texts) -> 
     assert len(zoo.equivalences()) == 0
 
 
-def test_a_damaged_record_is_found_and_not_collected(tmp_path: Path, texts: Texts) -> None:
+def test_a_damaged_record_is_found_kept_and_repaired(tmp_path: Path, texts: Texts) -> None:
     zoo = Zoo(tmp_path / "zoo")
     base = models.make_base(tmp_path / "base")
     zoo.ingest(base, name="base")
@@ -254,6 +254,7 @@ def test_a_damaged_record_is_found_and_not_collected(tmp_path: Path, texts: Text
     record = zoo.certify("base", "layers.0.mlp=far", texts["own"])
     path = zoo.objects.find("equivalences", record.digest)
     assert path is not None
+    shutil.copytree(zoo.path, tmp_path / "copy")
     path.chmod(0o644)
     path.write_bytes(path.read_bytes().replace(b"rejected", b"A"))
     fresh = Zoo(tmp_path / "zoo")
@@ -262,6 +263,8 @@ def test_a_damaged_record_is_found_and_not_collected(tmp_path: Path, texts: Text
     assert path.exists()
     with pytest.raises(BlockzooError, match="changed"):
         fresh.equivalence(record.digest)
+    assert fresh.repair(tmp_path / "copy").ok
+    assert Zoo(tmp_path / "zoo").equivalence(record.digest) == record
 
 
 def test_an_adapter_receives_blocks_too(shared: Path, tmp_path: Path) -> None:
