@@ -24,7 +24,7 @@ from blockzoo.equivalence.statistics import resamples_for
 from blockzoo.equivalence.swap import Swap, find_swaps, swapped
 from blockzoo.errors import BlockzooError, NotFoundError, UsageError
 from blockzoo.execution.chain import RunnableChain
-from blockzoo.execution.passage import LENGTH
+from blockzoo.execution.passage import piece_length
 from blockzoo.execution.tensors import StreamedTensors, TensorSource
 from blockzoo.execution.texts import Text, read_text, read_texts
 from blockzoo.progress import Progress, silent
@@ -100,7 +100,12 @@ def certify(
     chosen_on = [read_text(path) for path in _paths(calibration)]
     samples = texts.take_samples(read_texts(files), chosen_on, zoo.tokenizer(model), tokens)
     resamples = resamples_for(len(swaps))
-    settings = {"tokens": tokens, "length": LENGTH, "resamples": resamples, "dtype": "float32"}
+    settings = {
+        "tokens": tokens,
+        "length": piece_length(zoo.chain(model)),
+        "resamples": resamples,
+        "dtype": "float32",
+    }
     own_domain = read_text(own).domain if own is not None else ""
     trial = _Trial(zoo, model, samples, chosen_on, own_domain, settings)
     floor, int8, evidence = trial.run(swaps, progress)

@@ -22,6 +22,7 @@ _COLUMNS = (
     Column("worst", "worst at most", kind="ratio"),
     Column("top1", "top-1", kind="percent"),
     Column("texts"),
+    Column("own", "own domain"),
     Column("gone"),
 )
 

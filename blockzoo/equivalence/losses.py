@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from blockzoo.execution.chain import RunnableChain
-from blockzoo.execution.passage import Passage, batches
+from blockzoo.execution.passage import Passage, batches, piece_length
 from blockzoo.progress import Progress, silent
 
 _HIDDEN_BYTES = 256 << 20  # of hidden states at a time, over all chains
-_LOGITS = 1 << 24  # logits of one chain at a time
+_LOGITS = 1 << 23  # logits of one chain at a time
 _LEAST_TOKENS = 2048  # at a time, whatever they take
 
 
@@ -116,7 +116,7 @@ def _shards(chain: RunnableChain, variants: int, documents: Sequence[Sequence[in
 
 
 def _measure(original: RunnableChain, variants: Sequence[Variant], shard: Shard) -> list[Losses]:
-    base = Passage(original, batches(shard))
+    base = Passage(original, batches(shard, piece_length(original)))
     passages = {
         number: Passage(variant.chain, base.batches)
         for number, variant in enumerate(variants)

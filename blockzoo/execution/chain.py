@@ -86,6 +86,13 @@ class RunnableChain:
         return self._compiled.max_positions
 
     @property
+    def context_length(self) -> int | None:
+        """For how many tokens the model was made, by its config; None where that does not say."""
+        told = getattr(self._config, "max_position_embeddings", None)
+        limits = [limit for limit in (told, self.max_positions) if limit]
+        return min(limits) if limits else None
+
+    @property
     def recompute_after(self) -> int | None:
         """The length past which a cache filled before no longer fits; None for most models.
 

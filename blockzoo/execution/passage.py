@@ -75,6 +75,11 @@ def batches(
     return [*made, _batch(rows)] if rows else made
 
 
+def piece_length(chain: RunnableChain) -> int:
+    """Tokens of a piece that suit a model: `LENGTH`, or what it was made for if that is less."""
+    return min(LENGTH, chain.context_length or LENGTH)
+
+
 def _batch(rows: Sequence[tuple[int, list[int]]]) -> Batch:
     longest = len(rows[0][1])
     ids = torch.zeros((len(rows), longest), dtype=torch.int64)

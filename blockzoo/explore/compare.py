@@ -19,7 +19,6 @@ from blockzoo.similarity.ranking import block_sketches, comparable, exact_likene
 from blockzoo.similarity.sketches import Sketches
 
 if TYPE_CHECKING:
-    from blockzoo.execution.passage import Batch
     from blockzoo.similarity.activations import Activations
     from blockzoo.zoo import Zoo
 
@@ -128,20 +127,21 @@ def _distances(zoo: Zoo, blocks: Sequence[Block], progress: Progress) -> NDArray
 def _activations(
     zoo: Zoo, models: Sequence[Model], text: str | Path, tokens: int, progress: Progress
 ) -> Activations:
+    from blockzoo.execution.passage import batches, piece_length
     from blockzoo.similarity.activations import compare_activations
 
-    batches = _tokens(zoo, models, text, tokens)
-    pair = []
-    for model in models:
-        chain = zoo.chain(model)
-        names = [hop.name for hop in model.chain[1:-1]][: len(chain.compiled.hops)]
-        pair.append((chain, names))
-    return compare_activations(pair[0], pair[1], batches, progress)
+    documents = _documents(zoo, models, text, tokens)
+    chains = [zoo.chain(model) for model in models]
+    cut = batches(list(enumerate(documents)), min(map(piece_length, chains)))
+    first, second = (
+        (chain, [hop.name for hop in model.chain[1:-1]][: len(chain.compiled.hops)])
+        for chain, model in zip(chains, models, strict=True)
+    )
+    return compare_activations(first, second, cut, progress)
 
 
-def _tokens(zoo: Zoo, models: Sequence[Model], path: str | Path, most: int) -> list[Batch]:
+def _documents(zoo: Zoo, models: Sequence[Model], path: str | Path, most: int) -> list[list[int]]:
     """The calibration text as tokens, which must be the same for both models."""
-    from blockzoo.execution.passage import batches
     from blockzoo.execution.texts import read_text
 
     text = read_text(path)
@@ -158,4 +158,4 @@ def _tokens(zoo: Zoo, models: Sequence[Model], path: str | Path, most: int) -> l
             "compared token by token",
             hint="compare their weights, without a text",
         )
-    return batches(list(enumerate(read[0])))
+    return read[0]

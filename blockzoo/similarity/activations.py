@@ -25,7 +25,7 @@ from blockzoo.similarity.cka import cka_matrix, layer_vector
 SAMPLES = 768
 #: with fewer tokens, CKA is off by more than a few hundredths
 FEW = 256
-_LOGITS = 1 << 24  # logits at a time
+_LOGITS = 1 << 22  # logits at a time
 _DEAD = 1e-6  # of the mean energy: a dimension that moves less counts as if it moved so much
 
 EMBEDDING, HEAD = "embedding", "head"
@@ -212,11 +212,11 @@ def _head_errors(left: Passage, right: Passage) -> Errors:
     apart: NDArray[np.float64] | float = 0.0
     moved: NDArray[np.float64] | float = 0.0
     for hidden in _pieces(left):
-        ours, theirs = left.logits(hidden).double(), right.logits(hidden).double()
+        ours, theirs = left.logits(hidden), right.logits(hidden)
         shared = min(ours.shape[-1], theirs.shape[-1])  # one may have added tokens
         f, g = (x[:, :shared] - x[:, :shared].mean(-1, keepdim=True) for x in (ours, theirs))
-        apart = apart + ((g - f) ** 2).sum(0).numpy()
-        moved = moved + (f**2).sum(0).numpy()
+        apart = apart + (g - f).square().sum(0, dtype=torch.float64).numpy()
+        moved = moved + f.square().sum(0, dtype=torch.float64).numpy()
     return _told(np.asarray(apart), np.asarray(moved), float(np.sum(moved)))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from blockzoo.execution.chain import RunnableChain
 from blockzoo.execution.executor import Executors
-from blockzoo.execution.passage import Passage, batches
+from blockzoo.execution.passage import Passage, batches, piece_length
 from blockzoo.execution.tensors import Build, TensorSource
 from blockzoo.tensors import TensorRef
 from tests.execution.running import Loaded
@@ -100,3 +100,13 @@ def test_a_fork_goes_its_own_way(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.hidden, before, strict=True))
     applied = first.apply(1, first.hidden)
     assert all(torch.equal(a, b) for a, b in zip(applied, second.hidden, strict=True))
+
+
+def test_pieces_are_no_longer_than_a_model_was_made_for(tmp_path: Path) -> None:
+    for family in ("gpt2", "llama"):
+        chain = Loaded(make(family, tmp_path)).chain()
+        most = chain.context_length
+        assert most is not None and piece_length(chain) == min(most, 512)
+    longest = Loaded(make("opt-norm-before", tmp_path)).chain()
+    cut = batches([(0, [5] * 3 * piece_length(longest))], piece_length(longest))
+    Passage(longest, cut)  # learned positions suffice
