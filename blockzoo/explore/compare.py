@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from blockzoo.similarity.ranking import block_sketches, comparable, exact_likene
 from blockzoo.similarity.sketches import Sketches
 
 if TYPE_CHECKING:
+    from blockzoo.execution.chain import RunnableChain
     from blockzoo.similarity.activations import Activations
     from blockzoo.zoo import Zoo
 
@@ -137,7 +139,20 @@ def _activations(
         (chain, [hop.name for hop in model.chain[1:-1]][: len(chain.compiled.hops)])
         for chain, model in zip(chains, models, strict=True)
     )
-    return compare_activations(first, second, cut, progress)
+    return compare_activations(first, second, cut, _ends(zoo, models), progress)
+
+
+def _ends(zoo: Zoo, models: Sequence[Model]) -> dict[str, RunnableChain]:
+    """The first model with the second's embedding, and with its head, where these fit."""
+    model, other = models
+    found = {}
+    for place in (0, -1):
+        hop, its = model.chain[place], other.chain[place]
+        if comparable(zoo.block(hop.block), zoo.block(its.block)):
+            chain = list(model.chain)
+            chain[place] = replace(hop, block=its.block)
+            found[hop.name] = zoo.chain(replace(model, chain=tuple(chain)))
+    return found
 
 
 def _documents(zoo: Zoo, models: Sequence[Model], path: str | Path, most: int) -> list[list[int]]:

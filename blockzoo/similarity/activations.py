@@ -8,7 +8,7 @@ larger than memory can be compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -42,7 +42,8 @@ class HopActivations:
     error : float or None
         ‖g(x)−f(x)‖ / ‖f(x)−x‖ over all tokens, on the first model's own inputs x: how far the
         counterpart g is from f, by what f does. For embedding and head, which add to nothing,
-        ‖g−f‖ / ‖f‖; logits without their mean. None where widths differ.
+        ‖g−f‖ / ‖f‖; logits without their mean. An embedding that is the LM head, too, has the
+        larger of its two errors. None where widths differ.
     error_by_dimension : float or None
         The same in each dimension by itself, and the root mean square of that: one huge
         dimension hides nothing in it.
@@ -93,6 +94,7 @@ def compare_activations(
     first: tuple[RunnableChain, Sequence[str]],
     second: tuple[RunnableChain, Sequence[str]],
     batches: Sequence[Batch],
+    ends: Mapping[str, RunnableChain],
     progress: Progress = silent,
 ) -> Activations:
     """Take two models through a text side by side.
@@ -103,6 +105,9 @@ def compare_activations(
         Each with the names of its hops between embedding and head.
     batches : sequence of Batch
         Tokens that mean the same to both.
+    ends : mapping of str to RunnableChain
+        The first model with the second's block at `EMBEDDING`, and at `HEAD`; absent where that
+        cannot be.
     progress : Progress
         Told hops.
     """
@@ -126,7 +131,10 @@ def compare_activations(
             right.step()
             others.append(_vector(right, _minus(right.hidden, before), rows))
         progress("hops", number + 1, total, 0)
-    errors[HEAD] = _head_errors(left, right)
+    errors[HEAD] = _head_errors(left, ends.get(HEAD))
+    pair = zip(errors[EMBEDDING], _head_errors(left, ends.get(EMBEDDING)), strict=True)
+    first_error, by_dimension, drift = (_larger(*each) for each in pair)
+    errors[EMBEDDING] = first_error, by_dimension, drift
     progress("hops", total, total, 0)
     matrix = cka_matrix([*layers, *others])
     firsts, seconds = (EMBEDDING, *a_names), (EMBEDDING, *b_names)
@@ -205,19 +213,23 @@ def _errors(
     return _told(apart, moved, flowing)
 
 
-def _head_errors(left: Passage, right: Passage) -> Errors:
-    """The error of the other head on the first model's last hidden states, piece by piece."""
-    if left.hidden[0].shape[-1] != right.hidden[0].shape[-1]:
+def _head_errors(left: Passage, other: RunnableChain | None) -> Errors:
+    """The error of another head on the first model's last hidden states, piece by piece."""
+    if other is None:
         return _UNKNOWN
     apart: NDArray[np.float64] | float = 0.0
     moved: NDArray[np.float64] | float = 0.0
     for hidden in _pieces(left):
-        ours, theirs = left.logits(hidden), right.logits(hidden)
-        shared = min(ours.shape[-1], theirs.shape[-1])  # one may have added tokens
-        f, g = (x[:, :shared] - x[:, :shared].mean(-1, keepdim=True) for x in (ours, theirs))
+        ours, theirs = left.logits(hidden), other.end(hidden[None])[0]
+        f, g = (x - x.mean(-1, keepdim=True) for x in (ours, theirs))
         apart = apart + (g - f).square().sum(0, dtype=torch.float64).numpy()
         moved = moved + f.square().sum(0, dtype=torch.float64).numpy()
     return _told(np.asarray(apart), np.asarray(moved), float(np.sum(moved)))
+
+
+def _larger(first: float | None, second: float | None) -> float | None:
+    known = [value for value in (first, second) if value is not None]
+    return max(known) if known else None
 
 
 def _pieces(passage: Passage) -> Iterator[torch.Tensor]:
