@@ -56,7 +56,7 @@ MEASURES = {
     "mean": ("weights, mean over tensors", (0.03, 0.05, 0.1)),
     "error": ("activations, output error", (0.1, 0.15, 0.2)),
     "error_by_dimension": ("activations, error by dimension", (0.1, 0.15, 0.2)),
-    "drift": ("activations, drift of what flows on", (0.03, 0.05, 0.1)),
+    "drift": ("activations, drift of what flows on", (0.02, 0.035, 0.05)),
     "apart": ("activations, 1 − CKA", (0.01, 0.03, 0.1)),
 }
 

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 Measure = Literal["weights", "activations"]
 
-#: the largest distance of weights that is worth certifying; see ``docs/EQUIVALENCE.md``
-SCREEN = 0.1
+#: the largest distance of weights, and the largest drift, that are worth certifying: on
+#: ``../shared/family`` every swap that grade B allows is within both (`benchmarks/equivalence.py`)
+SCREEN, DRIFT = 0.1, 0.05
 _FAR = 1.5  # a distance of weights beyond that of unrelated blocks (√2)
 #: the columns of a comparison, and those that a text adds
 WEIGHTS = (
@@ -151,21 +152,32 @@ class Similarity:
         )
         return labels, near, clustering.fit(near)
 
-    def candidates(self, within: float = SCREEN) -> Table:
+    def candidates(self, within: float | None = None) -> Table:
         """The hops at which the second model's block is worth certifying in the first.
 
-        Weights screen and activations rank: what is farther than `within` in any tensor is left
-        out, and the rest is ordered by its drift; without a text, by its mean distance.
+        Parameters
+        ----------
+        within : float, optional
+            Of activations, the largest drift (`DRIFT` by default); without a text, the largest
+            relative distance in any tensor (`SCREEN`).
+
+        Returns
+        -------
+        Table
+            The likeliest first: by drift, which foretells the loss best; without a text by mean
+            distance.
         """
-        key = "mean" if self.activations is None else "drift"
+        told = self.activations is not None
+        screen, order, limit = ("drift", "drift", DRIFT) if told else ("distance", "mean", SCREEN)
+        limit = limit if within is None else within
         rows = [
             row
             for row in self.table
-            if row["block"] != row["other"] and 0 <= (row.get("distance") or math.inf) <= within
+            if row["block"] != row["other"] and row.get(screen) is not None and row[screen] <= limit
         ]
-        rows.sort(key=lambda row: math.inf if row.get(key) is None else row[key])
+        rows.sort(key=lambda row: float(row[order]))
         title = f"blocks of {self.second} that may stand in for those of {self.first}"
-        return Table(title, self.table.columns, rows, f"within {within:g}, ordered by {key}")
+        return Table(title, self.table.columns, rows, f"{screen} up to {limit:g}")
 
     def heatmap(self, measure: Measure | None = None) -> Drawing:
         """Every hop of the first model with every hop of the second, as SVG."""

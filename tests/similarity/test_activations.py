@@ -141,9 +141,12 @@ def test_clusters_heatmap_and_json(planted: Zoo, texts: Texts) -> None:
         paths = list(tree.iter("{http://www.w3.org/2000/svg}path"))
         assert len(paths) == len(found.matrix(measure)[0]) - 1  # type: ignore[arg-type]
         ElementTree.fromstring(svg)
-    worth = found.candidates()
+    worth = found.candidates(1.0)
     assert len(worth) == 6 and worth["drift"] == sorted(worth["drift"])
-    assert len(found.candidates(0.01)) == 0
+    assert len(found.candidates(1e-6)) == 0
+    permuted = planted.similarity("base", "permuted", texts["calibration"])
+    assert permuted.candidates()["hop"] == ["layers.1.mlp"]
+    assert len(planted.similarity("base", "permuted").candidates()) == 0  # by weights it is far
     assert found.to_json()["rows"][0]["hop"] == "embedding"
     assert "largest distance" in repr(found) and "<table" in found._repr_html_()
     alone = planted.similarity("base", "middling")
