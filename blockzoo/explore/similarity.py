@@ -7,7 +7,6 @@ stand in for another: that is `blockzoo certify`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
