@@ -17,6 +17,7 @@ from blockzoo.errors import SourceError
 from blockzoo.tensors import bytes_digest
 
 _LARGEST = 1 << 30  # bytes
+_SHORT = 64  # tokens of a document that are kept before any other is left out
 _BLANK = re.compile(r"\n[^\S\n]*\n\s*")
 _ENDINGS = (".evaluation", ".calibration", ".test", ".valid", ".train")
 
@@ -42,7 +43,10 @@ class Text:
     path: Path
 
     def tokens(self, tokenizer: Any, most: int) -> list[list[int]]:
-        """The first documents, whole, until there are `most` tokens or more.
+        """The documents' tokens, about `most` in all.
+
+        Where there are more, all documents are cut to one length, since many short documents
+        say more than a few long ones; only then, at `_SHORT` tokens, are the last left out.
 
         Parameters
         ----------
@@ -50,15 +54,21 @@ class Text:
         most : int
         """
         found: list[list[int]] = []
-        total = 0
+        least = 0  # tokens, were all documents cut as short as may be
         for document in self.documents:
             ids = list(tokenizer(document, verbose=False)["input_ids"])
             if len(ids) > 1:
                 found.append(ids)
-                total += len(ids)
-            if total >= most:
+                least += min(len(ids), _SHORT)
+            if least >= most:
                 break
-        return found
+        lengths = sorted(map(len, found))
+        cut = _SHORT
+        for number, length in enumerate(lengths):
+            # the shorter ones whole, and the rest as long as each other
+            share = (most - sum(lengths[:number])) // (len(lengths) - number)
+            cut = max(cut, min(share, length))
+        return [ids[:cut] for ids in found]
 
 
 def read_text(path: str | Path) -> Text:
