@@ -2,8 +2,8 @@
 
 Pairs are planted, most of them near the bounds of B: a block of a model of ``../shared/family`` is
 disturbed (noise on all of its matrices, on one projection, or rounding of one projection's rows to
-few levels), with a size chosen so that the true loss is spread evenly, by its logarithm, from a
-third of the bound to four times it. The truth is measured on text that is used for nothing else,
+few levels), with a size chosen so that the true loss is spread evenly, by its logarithm, from an
+eighth of the bound to four times it. The truth is measured on text that is used for nothing else,
 the calibration texts: a pair that breaks a bound of B there in any domain is not equivalent. Each
 is then certified on the evaluation texts as any swap is. Those that are equivalent show that
 certification does not merely refuse.
@@ -162,7 +162,7 @@ class Trial:
         source = Disturbed(StreamedTensors(self.zoo.tensor), matrices, kind, seed)
         blocks, config = self.zoo.blocks_of(self.model), self.zoo.config(self.model)
         chain = RunnableChain(self.model, blocks, config, source)
-        wanted = _B.kl * 4 ** float(random.uniform(-0.8, 1))
+        wanted = _B.kl * 4 ** float(random.uniform(-1.5, 1))
         facts = {"seed": seed, "model": self.name, "hop": hop.name, "kind": kind, "wanted": wanted}
         return Variant(chain, place - 1), source, facts
 
