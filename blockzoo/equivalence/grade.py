@@ -141,9 +141,12 @@ def _verdict(
                 f"{LEAST_DOCUMENTS} and {LEAST_TOKENS} are needed"
             )
             return "inconclusive", why
-    for grade in GRADES:
+    for number, grade in enumerate(GRADES):
         if corrected[grade.name] <= ALPHA:
-            return grade.name, f"every domain holds the bounds of {grade.name}"
+            why = f"every domain holds the bounds of {grade.name}"
+            if number:
+                why += f"; {_obstacle(evidence, floor, GRADES[number - 1])}"
+            return grade.name, why
     last = GRADES[-1]
     for name, figures in evidence.domains.items():
         kl, top1 = bounds(last, floor, name)
@@ -156,24 +159,21 @@ def _verdict(
                 f"under the {100 * top1:.1f} % of {last.name}"
             )
             return "rejected", why
-    return "inconclusive", _undecided(evidence, floor)
+    return "inconclusive", f"{_obstacle(evidence, floor, last)}, or not: more text would tell"
 
 
-def _undecided(evidence: Evidence, floor: Evidence) -> str:
-    grade = GRADES[-1]
+def _obstacle(evidence: Evidence, floor: Evidence, grade: Grade) -> str:
+    """What keeps a swap from a grade."""
     for name, figures in evidence.domains.items():
         kl, top1 = bounds(grade, floor, name)
         if figures.kl_high > kl:
-            return (
-                f"KL in {name} may be {figures.kl_high:.2g}, over the {kl:.2g} of {grade.name}, "
-                "or not: more text would tell"
-            )
+            return f"KL in {name} may be {figures.kl_high:.2g}, over the {kl:.2g} of {grade.name}"
         if figures.top1_low < top1:
             return (
-                f"top-1 in {name} may be {100 * figures.top1_low:.1f} %, under the "
-                f"{100 * top1:.1f} % of {grade.name}, or not: more text would tell"
+                f"top-1 in {name} may be {100 * figures.top1_low:.1f} %, "
+                f"under the {100 * top1:.1f} % of {grade.name}"
             )
-    return "for so many candidates more text is needed"
+    return f"among so many candidates {grade.name} may be held by chance"
 
 
 def _p_values(evidence: Evidence, floor: Evidence) -> dict[str, float]:

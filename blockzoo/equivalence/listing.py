@@ -13,10 +13,11 @@ from blockzoo.store.refs import LATEST
 if TYPE_CHECKING:
     from blockzoo.zoo import Zoo
 
+_SHOWN = 2  # swaps of a chain
 _COLUMNS = (
     Column("equivalence", kind="digest"),
     Column("model"),
-    Column("swaps"),
+    Column("what", "swaps"),
     Column("grade"),
     Column("kl", "mean KL", kind="ratio"),
     Column("worst", "worst at most", kind="ratio"),
@@ -45,14 +46,17 @@ def equivalences(zoo: Zoo, name: str | None = None) -> Table:
 
 def _row(zoo: Zoo, record: Equivalence, names: dict[str, str]) -> dict[str, Any]:
     figures = record.evidence.together
+    swaps = [
+        f"{swap.hop}={names.get(swap.donor, swap.donor[:12])}"
+        + (f":{swap.donor_hop}" if swap.donor_hop != swap.hop else "")
+        for swap in record.swaps
+    ]
+    more = f" and {len(swaps) - _SHOWN} more" if len(swaps) > _SHOWN else ""
     return {
         "equivalence": record.digest,
         "model": names.get(record.model, record.model[:12]),
-        "swaps": [
-            f"{swap.hop}={names.get(swap.donor, swap.donor[:12])}"
-            + (f":{swap.donor_hop}" if swap.donor_hop != swap.hop else "")
-            for swap in record.swaps
-        ],
+        "what": ", ".join(swaps[:_SHOWN]) + more,
+        "swaps": swaps,
         "grade": record.grade,
         "kl": figures.kl,
         "worst": max(f.kl_high for f in record.evidence.domains.values()),
