@@ -56,6 +56,12 @@ def test_make_has_the_targets_that_the_documents_name() -> None:
 
 
 def test_links_lead_to_files() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/SERVING.md", "docs/EQUIVALENCE.md"):
+    for document in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/SERVING.md",
+        "docs/EQUIVALENCE.md",
+    ):
         for link in _LINK.findall((ROOT / document).read_text()):
             assert (ROOT / link).exists(), f"{document}: {link}"
