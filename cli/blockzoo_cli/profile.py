@@ -41,7 +41,7 @@ def command(app: App, names: tuple[str, ...], device: str, dtype: str, largest: 
     from blockzoo_runtime.blocks.measuring import measure
     from blockzoo_runtime.blocks.profile import SIZES, store_profile
     from blockzoo_runtime.device import find_device
-    from blockzoo_runtime.tenant import own_dtype, parse_dtype
+    from blockzoo_runtime.dtypes import own_dtype, parse_dtype
 
     where = find_device(device)
     by_dtype: dict[torch.dtype, list[str]] = {}

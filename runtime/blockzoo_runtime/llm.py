@@ -21,6 +21,7 @@ from blockzoo.zoo import Zoo
 from blockzoo_runtime.blocks.profile import load_profile
 from blockzoo_runtime.blocks.resident import ResidentTensors, parse_bytes
 from blockzoo_runtime.device import find_device
+from blockzoo_runtime.dtypes import parse_dtype
 from blockzoo_runtime.engine.calls import OnError, Prepared, arun_all, prepare_all, run_all
 from blockzoo_runtime.engine.engine import Engine
 from blockzoo_runtime.engine.handle import Stream
@@ -31,7 +32,7 @@ from blockzoo_runtime.engine.request import Completion, Failed, Piece, Scored
 from blockzoo_runtime.engine.stats import EngineStats
 from blockzoo_runtime.kv.cache import KVCache
 from blockzoo_runtime.kv.memory import Memory
-from blockzoo_runtime.tenant import Tenants, parse_dtype
+from blockzoo_runtime.tenants import Tenants
 
 
 class LLM:

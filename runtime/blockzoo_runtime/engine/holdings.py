@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from blockzoo_runtime.blocks.resident import ResidentTensors
     from blockzoo_runtime.kv.stats import KVStats
-    from blockzoo_runtime.tenant import Tenants
+    from blockzoo_runtime.tenants import Tenants
 
 _COLUMNS = (
     Column("model"),

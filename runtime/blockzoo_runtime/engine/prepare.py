@@ -10,7 +10,8 @@ from typing import Any
 from blockzoo.errors import BlockzooError, UsageError
 from blockzoo_runtime.engine.request import Prompt, Request, Sampling
 from blockzoo_runtime.engine.sequence import Generation, Scoring
-from blockzoo_runtime.tenant import Tenant, Tenants
+from blockzoo_runtime.tenant import Tenant
+from blockzoo_runtime.tenants import Tenants
 
 Asked = Request | tuple[str, Prompt]
 Text = str | Sequence[int]

@@ -11,7 +11,8 @@ from blockzoo_runtime.blocks.runner import Runner, StepReport, Work
 from blockzoo_runtime.kv.cache import KVCache
 from blockzoo_runtime.kv.memory import Memory
 from blockzoo_runtime.kv.pages import Pages
-from blockzoo_runtime.tenant import Tenant, Tenants
+from blockzoo_runtime.tenant import Tenant
+from blockzoo_runtime.tenants import Tenants
 
 from blockzoo.zoo import Zoo
 
