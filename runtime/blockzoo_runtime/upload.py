@@ -9,7 +9,7 @@ import torch
 
 
 def upload(
-    lists: Sequence[Sequence[int]], device: torch.device, dtype: torch.dtype = torch.long
+    lists: Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.long
 ) -> list[torch.Tensor]:
     """Each list as a tensor, (its length,), on the device.
 

@@ -26,6 +26,7 @@ from blockzoo_runtime.engine.scheduler import Scheduler
 from blockzoo_runtime.engine.sequence import Generation, Scoring, Sequence
 from blockzoo_runtime.engine.stats import EngineStats, Tally
 from blockzoo_runtime.errors import BusyError
+from blockzoo_runtime.upload import upload
 
 if TYPE_CHECKING:
     from blockzoo_runtime.blocks.profile import Profile
@@ -378,7 +379,7 @@ def _outcomes(logits: Logits, sequences: list[Sequence]) -> dict[int, Choice | t
             continue
         values = part.values
         if len(places) < len(values):
-            values = values[torch.tensor(places, device=values.device)]
+            values = values[upload([places], values.device)[0]]
         outcomes |= dict(zip(own, choose(values, samplers), strict=True))
     return outcomes
 

@@ -16,6 +16,7 @@ import torch
 
 from blockzoo_runtime.engine.processors import Process
 from blockzoo_runtime.engine.request import Sampling
+from blockzoo_runtime.upload import upload
 
 
 class Sampler:
@@ -45,8 +46,7 @@ class Sampler:
         """Scores (V,) from logits (V,) float32, by the processing and the penalties."""
         scores = self._process(self._ids, logits) if self._process else logits
         if self._counts and self._counted:
-            ids = torch.tensor(list(self._counts), device=scores.device)
-            counts = torch.tensor(list(self._counts.values()), device=scores.device)
+            ids, counts = upload([list(self._counts), list(self._counts.values())], scores.device)
             penalty = counts * self.sampling.frequency_penalty + self.sampling.presence_penalty
             scores = scores.index_add(0, ids, -penalty.to(scores.dtype))
         return scores
@@ -100,17 +100,17 @@ def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[Choice]:
     scores = logits
     if altered:
         rows = torch.stack([samplers[i].alter(logits[i]) for i in altered])
-        scores = logits.index_copy(0, torch.tensor(altered, device=logits.device), rows)
+        scores = logits.index_copy(0, upload([altered], logits.device)[0], rows)
         tokens = scores.argmax(-1)
     if drawn:
-        index = torch.tensor(drawn, device=logits.device)
+        [index] = upload([drawn], logits.device)
         chosen = draw(warp(scores[index], [samplers[i].sampling for i in drawn]),
                       [samplers[i].draw() for i in drawn])  # fmt: skip
         tokens = tokens.index_copy(0, index, chosen)
     told = [i for i, sampler in enumerate(samplers) if sampler.sampling.logprobs]
     of: dict[int, float] = {}
     if told:
-        index = torch.tensor(told, device=logits.device)
+        [index] = upload([told], logits.device)
         of = dict(zip(told, logprobs(logits[index], tokens[index]).tolist(), strict=True))
     both = torch.stack((tokens, best.isfinite().to(tokens.dtype))).tolist()
     return [
@@ -136,14 +136,14 @@ def warp(scores: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
     """
 
     def column(values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=scores.dtype, device=scores.device)[:, None]
+        return upload([values], scores.device, scores.dtype)[0][:, None]
 
     scores = scores / column([sampling.temperature for sampling in samplings])
     size = scores.shape[-1]
     tops = [min(sampling.top_k or size, size) for sampling in samplings]
     if (most := max((top for top in tops if top < size), default=0)) > 0:
         best = torch.topk(scores, most).values  # (R, most)
-        kept = torch.tensor([min(top, most) - 1 for top in tops], device=scores.device)
+        [kept] = upload([[min(top, most) - 1 for top in tops]], scores.device)
         least = best.gather(-1, kept[:, None])
         least = least.masked_fill(column(tops) == size, float("-inf"))
         scores = scores.masked_fill(scores < least, float("-inf"))
@@ -171,8 +171,8 @@ def draw(scores: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
     """
     summed = scores.softmax(-1, dtype=torch.float64).cumsum(-1)
     total = summed[:, -1:].contiguous()
-    number = torch.tensor(numbers, dtype=torch.float64, device=scores.device)[:, None]
-    found = torch.searchsorted(summed, number * total, right=True)
+    [number] = upload([numbers], scores.device, torch.float64)
+    found = torch.searchsorted(summed, number[:, None] * total, right=True)
     last = torch.searchsorted(summed, total)  # the last token that has any probability
     return torch.minimum(found, last)[:, 0]
 
