@@ -7,7 +7,7 @@ in `ingest`, `export`, `repair` and the packages below.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,6 +178,42 @@ class Zoo:
             team=team,
             progress=progress,
         )
+
+    def assemble(self, recipe: str | Path | Mapping[str, Any], name: str) -> Ingested:
+        """Make a model of other models' layers; no tensor is written.
+
+        Parameters
+        ----------
+        recipe : str or Path or mapping
+            A file of mergekit's YAML, or what is in one: ``slices``, each with a model's name in
+            this zoo and a half-open ``layer_range``; ``merge_method: passthrough``.
+        name : str
+            ``name`` or ``name:tag``.
+
+        Raises
+        ------
+        UsageError
+            Where the recipe asks for what is not done, such as other merge methods.
+        NotFoundError
+            Where a model is not in the zoo.
+        BlockzooError
+            Where layers do not go with each other, or depend on where they stand.
+        """
+        from blockzoo.assembly.assemble import assemble
+
+        return assemble(self, recipe, name)
+
+    def recipe(self, name: str) -> str:
+        """The YAML, as mergekit reads it, that makes a model's chain of other named models' layers.
+
+        Raises
+        ------
+        BlockzooError
+            Where one of its blocks is in no other named model.
+        """
+        from blockzoo.assembly.recipe import find_merge
+
+        return find_merge(self, name).to_yaml()
 
     # reading
 

@@ -159,16 +159,16 @@ def _check_fits(hop: Hop, block: Block, other_hop: Hop, other: Block, donor: str
     if canonical_json(block.spec) != canonical_json(other.spec):
         raise BlockzooError(
             f"{what} computes something else than {hop.name}: "
-            f"{', '.join(_differences(block.spec, other.spec))}"
+            f"{', '.join(differences(block.spec, other.spec))}"
         )
 
 
-def _differences(a: Any, b: Any, path: str = "") -> list[str]:
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
     """Where two specs differ, as ``config.rope_theta (10000 and 500000)``."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return [
             line
             for key in sorted({*a, *b})
-            for line in _differences(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
+            for line in differences(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if a == b else [f"{path} ({a} and {b})"]

@@ -26,6 +26,16 @@ _OTHERS = re.compile(
 )
 
 
+def is_vocabulary(path: str) -> bool:
+    """Whether a model's file is one that a tokenizer can be made from."""
+    return _VOCABULARIES.fullmatch(path) is not None
+
+
+def is_tokenizer_file(path: str) -> bool:
+    """Whether a model's file belongs to its tokenizer."""
+    return is_vocabulary(path) or _OTHERS.fullmatch(path) is not None
+
+
 def tokenizer_files(
     read: Callable[[Model, str], bytes | None], model: Model, base: Model | None
 ) -> dict[str, bytes]:
@@ -40,10 +50,10 @@ def tokenizer_files(
         An adapter's.
     """
     for owner in (model, base):
-        if owner is None or not any(_VOCABULARIES.fullmatch(f.path) for f in owner.files):
+        if owner is None or not any(is_vocabulary(f.path) for f in owner.files):
             continue
         paths = [f.path for f in owner.files]
-        wanted = [p for p in paths if _VOCABULARIES.fullmatch(p) or _OTHERS.fullmatch(p)]
+        wanted = [path for path in paths if is_tokenizer_file(path)]
         found = {path: read(owner, path) for path in wanted}
         found["config.json"] = read(base or model, "config.json")
         return {path: bytes(content) for path, content in found.items() if content is not None}

@@ -178,7 +178,7 @@ class Refs:
         """Point a tag at a model; ``latest`` moves along when a model comes in under a tag."""
 
         def change(ref: Ref) -> tuple[dict[str, Tagged], Event]:
-            latest = target if action == "ingest" else ref.tags.get(LATEST, target)
+            latest = target if action in ("ingest", "assemble") else ref.tags.get(LATEST, target)
             tags = {**ref.tags, LATEST: latest, (tag or LATEST): target}
             return tags, Event(action, tag or LATEST, target.digest, target.time, source)
 

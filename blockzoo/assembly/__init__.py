@@ -1,0 +1,1 @@
+"""Models put together by hand from others' layers, in mergekit's words."""
