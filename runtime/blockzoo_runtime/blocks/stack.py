@@ -21,7 +21,7 @@ from blockzoo.errors import UnservableError
 _TOGETHER = 128
 
 
-@dataclass
+@dataclass(eq=False)
 class Chunk:
     """Some adapters side by side.
 
