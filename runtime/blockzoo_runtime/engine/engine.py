@@ -249,9 +249,9 @@ class Engine:
             if sequence.job in self._room.sequences:
                 self._end_cancelled(sequence)
         self._cancelled.clear()
-        for model, error in self._room.failures:
-            for sequence in list(self._room.sequences.values()):
-                if sequence.job.model == model:
+        for waited, error in self._room.failures:
+            for sequence in waited:
+                if sequence.job in self._room.sequences:
                     self._fail(sequence, _named(sequence, error))
         self._room.failures.clear()
 

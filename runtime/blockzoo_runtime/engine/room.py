@@ -61,7 +61,7 @@ class ModelRoom:
         self._shortest_turn = turn
         self.sequences: dict[Job, Sequence] = {}
         self.step_seconds = 0.0  # of the last steps, on average
-        self.failures: list[tuple[str, BlockzooError]] = []
+        self.failures: list[tuple[list[Sequence], BlockzooError]] = []
         self._pinned: dict[str, Tenant] = {}
         self._resident = resident
         self._kv = kv
@@ -108,11 +108,12 @@ class ModelRoom:
             self._loading.add(model)
             if self._loader is None:
                 self._loader = ThreadPoolExecutor(1, "blockzoo-loader")
-            self._loader.submit(self._load, self._tenants[model])
+            waiting = [s for s in self.sequences.values() if s.tenant.digest == model]
+            self._loader.submit(self._load, self._tenants[model], waiting)
         # where nobody else is served, a step may follow right behind the loading
         return len(self._users) == 1 and self._resident.arriving(model)
 
-    def _load(self, tenant: Tenant) -> None:
+    def _load(self, tenant: Tenant, waiting: list[Sequence]) -> None:
         error: BlockzooError | None = None
         crowded = False
         began = time.perf_counter()
@@ -132,7 +133,8 @@ class ModelRoom:
             if crowded:
                 self._crowded.add(tenant.digest)
             if error is not None:
-                self.failures.append((tenant.digest, error))
+                # not those that have come since: by now it may be mended
+                self.failures.append((waiting, error))
             self._changed.notify_all()
 
     def crowded(self, model: str) -> bool:
