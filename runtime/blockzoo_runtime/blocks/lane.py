@@ -22,6 +22,7 @@ from blockzoo_runtime.blocks.route import Route
 from blockzoo_runtime.blocks.rows import Joined, Row, Work, by_tenant, calls
 from blockzoo_runtime.kv.attention import PagedAttention
 from blockzoo_runtime.kv.cache import KVCache
+from blockzoo_runtime.kv.layout import PAGE
 from blockzoo_runtime.kv.spans import places
 from blockzoo_runtime.upload import upload
 
@@ -230,12 +231,18 @@ class Lane:
             if stored is None:  # (layers, 2, tokens, heads, width)
                 stored = prefix.keys_values(self._resident.source(tenant.dtype)).transpose(2, 3)
             table = row.work.pages.tables[group]
-            [index] = upload([places(table, range(start, end))], self._resident.device)
+            # what the page's rest holds is masked, but must be numbers
+            rest = range(end, -(-end // PAGE) * PAGE)
+            index, blank = upload(
+                [places(table, range(start, end)), places(table, rest)], self._resident.device
+            )
             first = sum(self._layout.groups[:group])
             own = stored[first : first + self._layout.groups[group], :, start:end]
             pool = self._kv.pool(self._layout, group)
             pool.keys.index_copy_(1, index, own[:, 0])
             pool.values.index_copy_(1, index, own[:, 1])
+            pool.keys.index_fill_(1, blank, 0)
+            pool.values.index_fill_(1, blank, 0)
             row.starts[group] = end
 
     def _tenants(self, works: Sequence[Work]) -> list[Tenant]:

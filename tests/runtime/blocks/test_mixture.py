@@ -144,3 +144,23 @@ def test_batches_cut_to_what_suits_a_kind_of_block(tiny: tuple[Zoo, Any]) -> Non
     stepper.run(list(rows.values()))
     for name, row in rows.items():
         assert_equal(row, models[name])
+
+
+def test_what_pages_held_before_is_never_heard(tiny: tuple[Zoo, Any]) -> None:
+    zoo, models = tiny
+    stepper = Stepper(zoo)
+    for name in ("tuned/prefix", "tuned/prompt", "llama"):
+        first = stepper.row(name, [5, 6], 1, share=False)
+        for group in range(len(first.tenant.layout.groups)):  # as memory may be that is new
+            pool = stepper.kv.pool(first.tenant.layout, group)
+            pool.keys.fill_(float("nan"))
+            pool.values.fill_(float("nan"))
+        rows = [stepper.row(name, [5], 4, chunk, share=False) for chunk in (1, 3, 99)]
+        assert all(stepper.kv.extend(row.pages, len(row.slots)) for row in rows)
+        for group in range(len(first.tenant.layout.groups)):
+            pool = stepper.kv.pool(first.tenant.layout, group)
+            pool.keys.fill_(float("nan"))
+            pool.values.fill_(float("nan"))
+        stepper.run(rows)
+        for row in rows:
+            assert_equal(row, models[name])
