@@ -22,3 +22,14 @@ def shared() -> Path:
     if not (SHARED / "family").is_dir():
         pytest.skip(f"needs the real models in {SHARED} (set BLOCKZOO_SHARED)")
     return SHARED
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests for a card are skipped, and say so, where there is none."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")

@@ -102,7 +102,7 @@ Shard = list[tuple[int, Sequence[int]]]
 
 def _shards(chain: RunnableChain, variants: int, documents: Sequence[Sequence[int]]) -> list[Shard]:
     """Documents in groups whose hidden states fit in memory."""
-    width = next(iter(chain.compiled.embedding.plain_refs())).shape[-1]
+    width = next(iter(chain.compiled.embedding.refs())).shape[-1]
     most = max(_LEAST_TOKENS, _HIDDEN_BYTES // (4 * width * (variants + 2)))
     shards: list[Shard] = [[]]
     size = 0

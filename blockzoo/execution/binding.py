@@ -25,8 +25,8 @@ Source = TensorRef | Fused
 class Attachment(Protocol):
     """An adapter on one leaf: computes what the leaf would, and the adapter's part."""
 
-    def refs(self) -> Iterable[TensorRef]:
-        """The adapter's tensors."""
+    def sources(self) -> Iterable[Source]:
+        """What it computes with: the adapter's tensors, and what is made of them."""
         ...
 
     def load(self, source: TensorSource) -> None:
@@ -96,18 +96,14 @@ class Binding:
             for owner, key, _, empty in self._fused:
                 owner[key] = empty
 
-    def plain_refs(self) -> Iterator[TensorRef]:
-        """The tensors that are bound as they are, not made into others first."""
-        for _, _, ref, _ in self._plain:
-            yield ref
-
     def refs(self) -> Iterator[TensorRef]:
-        """Every tensor used here."""
-        yield from self.plain_refs()
-        for _, _, fused, _ in self._fused:
-            yield from fused.parts
-        for _, attached in self._attachments:
-            yield from attached.refs()
+        """Every tensor of the zoo that is used here."""
+        attached = (source for _, each in self._attachments for source in each.sources())
+        for source in (*self.parameters.values(), *attached):
+            if isinstance(source, Fused):
+                yield from source.parts
+            else:
+                yield source
 
 
 def missing_tensors(names: Iterable[str]) -> UnservableError:

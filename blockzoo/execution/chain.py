@@ -109,11 +109,6 @@ class RunnableChain:
         if prefix is not None:
             yield from prefix.refs()
 
-    def plain_refs(self) -> Iterator[TensorRef]:
-        """The tensors that are bound as they are: what may be loaded before a call."""
-        for binding in self._bindings():
-            yield from binding.plain_refs()
-
     def _bindings(self) -> Iterator[Binding]:
         yield self._compiled.embedding
         for hop in self._compiled.hops:

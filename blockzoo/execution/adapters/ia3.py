@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from blockzoo.execution.adapters.leaf import Forward, Target
-from blockzoo.execution.binding import Attachment
+from blockzoo.execution.binding import Attachment, Source
 from blockzoo.execution.tensors import TensorSource
 from blockzoo.tensors import TensorRef
 
@@ -26,7 +26,7 @@ class Scale:
         self.vector = vector
         self.before = before
 
-    def refs(self) -> Iterable[TensorRef]:
+    def sources(self) -> Iterable[Source]:
         return (self.vector,)
 
     def load(self, source: TensorSource) -> None:

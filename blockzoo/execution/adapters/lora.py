@@ -12,10 +12,9 @@ from torch.nn import functional
 
 from blockzoo.errors import UnservableError
 from blockzoo.execution.adapters.leaf import Forward, Target
-from blockzoo.execution.binding import Attachment
+from blockzoo.execution.binding import Attachment, Source
 from blockzoo.execution.fused import Fused, derived_key
 from blockzoo.execution.tensors import TensorSource
-from blockzoo.tensors import TensorRef
 
 
 def attach_lora(target: Target) -> Attachment:
@@ -56,9 +55,8 @@ class _Lora:
             key = derived_key(f"dora:{scaling!r}:{transposed}", parts)
             self.ratio = Fused(key, parts, build)
 
-    def refs(self) -> Iterable[TensorRef]:
-        of_ratio = self.ratio.parts if self.ratio is not None else ()
-        return [self.a, self.b, *of_ratio]
+    def sources(self) -> Iterable[Source]:
+        return [self.a, self.b, *([self.ratio] if self.ratio is not None else [])]
 
     def load(self, source: TensorSource) -> None:
         self._source = source
@@ -76,8 +74,8 @@ class LinearLora(_Lora):
         self.bias = target.optional("lora_B.bias")
         self._leaf: Any = target.leaf
 
-    def refs(self) -> Iterable[TensorRef]:
-        return [*super().refs(), *([self.bias] if self.bias is not None else [])]
+    def sources(self) -> Iterable[Source]:
+        return [*super().sources(), *([self.bias] if self.bias is not None else [])]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         result = self._base(x)

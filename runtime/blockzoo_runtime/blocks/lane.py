@@ -129,8 +129,9 @@ class Lane:
                 route.enter(hop)
                 hidden = self._block(route, hop, hidden, arguments[kind])
                 hop += 1
-            if self._kv.keeps_hidden(layout, group):
-                self._keep(pools[group].hidden, attention.slots(group), hidden)
+            states = pools[group].hidden
+            if states is not None:  # tenants part here
+                states.index_copy_(0, attention.slots(group), hidden[0])
         wanted: list[int] = []
         last = 0
         for row, size in zip(rows, new, strict=True):
@@ -168,10 +169,6 @@ class Lane:
             first += frame.tokens
         frame.set(whole)
         return torch.cat(pieces, 1)
-
-    def _keep(self, kept: torch.Tensor | None, slots: torch.Tensor, hidden: torch.Tensor) -> None:
-        if kept is not None:
-            kept.index_copy_(0, slots, hidden[0].to(kept.dtype))
 
     def _context(self, route: Route, rows: list[Row], owners: list[int]) -> Context:
         """Embed every new slot; what layers are given besides hidden states."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -119,27 +119,11 @@ def needs_of(compiled: Compiled, dtype: torch.dtype) -> Needs:
             low = low_rank(executor, depth, path, binding, dtype)
             if low is not None:
                 needs.stack(low)
-            _use_rest(needs, attached, low)
+            stacked = (low.a, low.b) if low is not None else ()
+            for source in attached.sources():
+                if source not in stacked:
+                    needs.use(source)
     if compiled.virtual is not None:
         for ref in compiled.virtual.refs():
             needs.use(ref)
     return needs
-
-
-def _use_rest(needs: Needs, attached: object, low: LowRank | None) -> None:
-    """An attachment's tensors but for those that are stacked, and those it only makes others of."""
-    ratio: Fused | None = getattr(attached, "ratio", None)
-    if ratio is not None:
-        needs.use(ratio)
-    made_of = {part.digest for part in ratio.parts} if ratio is not None else set()
-    own = {low.a.digest, low.b.digest} if low is not None else set()
-    computed = {ref.digest for ref in (getattr(attached, n, None) for n in ("a", "b")) if ref}
-    for ref in attached.refs():  # type: ignore[attr-defined]
-        if ref.digest in own or (ref.digest in made_of and ref.digest not in computed):
-            continue
-        needs.use(ref)
-
-
-def without(needs: Mapping[Key, int], here: Mapping[Key, int]) -> int:
-    """Bytes of what is needed and not here."""
-    return sum(size for key, size in needs.items() if key not in here)

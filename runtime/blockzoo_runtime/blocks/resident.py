@@ -25,7 +25,7 @@ from blockzoo.execution.tensors import Build, cast, to_torch
 from blockzoo.explore.values import format_bytes
 from blockzoo.tensors import TensorInfo, TensorRef
 from blockzoo_runtime.blocks.arrivals import Arrivals
-from blockzoo_runtime.blocks.needs import Key, Needs, Place, without
+from blockzoo_runtime.blocks.needs import Key, Needs, Place
 from blockzoo_runtime.blocks.stack import Stack
 from blockzoo_runtime.blocks.transfer import Transfer
 from blockzoo_runtime.errors import NoRoomError
@@ -63,8 +63,8 @@ class ResidentTensors:
         tensor that is on its way waits for it.
     stacks : dict of Place to Stack
         Low-rank adapters, by where they apply.
-    loads : int
-        How many times a tenant was brought in: where it is the same, nothing has moved.
+    loads : Counter
+        By tenant, how many times it was brought in: where that is the same, nothing has moved.
     """
 
     def __init__(self, read: Read, device: torch.device, memory: Memory) -> None:
@@ -224,10 +224,6 @@ class ResidentTensors:
                     self._busy[tenant] -= 1
                     if not self._busy[tenant]:
                         del self._busy[tenant]
-
-    def lacks(self, needs: Needs) -> int:
-        """Bytes that loading a tenant would add."""
-        return without(needs.nbytes, self._sizes)
 
     def forget(self, tenant: str) -> None:
         """Let go of a tenant that nobody asks for any more, unless it is in use."""

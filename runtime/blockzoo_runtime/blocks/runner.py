@@ -15,7 +15,7 @@ from blockzoo_runtime.blocks.rows import Work
 from blockzoo_runtime.kv.cache import KVCache
 
 if TYPE_CHECKING:
-    from blockzoo_runtime.tenant import Tenant
+    pass
 
 __all__ = ["Logits", "Runner", "StepReport", "Work"]
 
@@ -131,7 +131,3 @@ class Runner:
                 tokens += new
         report = StepReport(len(works), tokens, len(by_lane), weights, separate, kv)
         return logits, report
-
-    def forget(self, tenant: Tenant) -> None:
-        """Let go of a tenant's tensors, where no step uses them."""
-        self.resident.forget(tenant.digest)

@@ -74,10 +74,6 @@ class KVCache:
             with self._lock:
                 self.pool(layout, group).keep_hidden()
 
-    def keeps_hidden(self, layout: Layout, group: int) -> bool:
-        """Whether the hidden states after a group are to be kept."""
-        return self.pool(layout, group).hidden is not None
-
     def begin(
         self,
         layout: Layout,

@@ -190,7 +190,7 @@ def test_pools_without_pages_give_their_tensors_back_when_memory_is_wanted(kv: K
     pool = kv.pool(LAYOUT, 0)
     assert pool.hidden is not None
     assert pool.keys.numel() == pool.values.numel() == pool.hidden.numel() == 0
-    assert kv.keeps_hidden(LAYOUT, 0)
+    assert kv.pool(LAYOUT, 0).hidden is not None
     kv.memory.free("weights", 20 * ROUND)
     serve(kv, (0, 0, 0), TEXT)
 

@@ -83,7 +83,7 @@ class Uses(RuleBasedStateMachine):
     def part(self, group: int) -> None:
         self.kv.part_after(LAYOUT, group)
         # nothing comes in after the last
-        assert self.kv.keeps_hidden(LAYOUT, group) == (group < GROUPS[-1])
+        assert (self.kv.pool(LAYOUT, group).hidden is not None) == (group < GROUPS[-1])
 
     @rule(nbytes=st.integers(1, BUDGET // 2), idle=st.booleans())
     def load_weights(self, nbytes: int, idle: bool) -> None:
