@@ -1,9 +1,10 @@
 """Processes that share work with this one.
 
-Python runs one thread of a process at a time, and coding is many short array operations: two
-threads do hardly more than one, two processes twice as much. They are started afresh (not
-forked: BLAKE3's threads do not survive that), speak over pipes, and end when this process does.
-Where one cannot be started or dies, its work is done here.
+Python runs one thread of a process at a time, and coding is many short array operations, so
+threads wait for each other. The processes are started afresh (not forked: BLAKE3's threads do
+not survive that; not by `multiprocessing`, which would run the caller's script once more), speak
+over pipes, and end when this process does. Where one cannot be started or dies, its work is done
+here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import IO, TypeVar
 
@@ -41,7 +44,9 @@ class Team:
         self._cores = min(_MOST, cores or 1)
         self._others: list[subprocess.Popen[bytes]] = []
         if nbytes >= _LARGE and sys.executable:
-            self._others = [_start() for _ in range(self._cores - 1)]
+            with suppress(OSError):  # too many processes
+                for _ in range(self._cores - 1):
+                    self._others.append(_start())
         self._free: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         for other in self._others:
             self._free.put(other)
@@ -67,14 +72,9 @@ class Team:
         except queue.Empty:
             return function(item)
         try:
-            result = _ask(other, function, item)
-        except (OSError, EOFError):
-            return function(item)  # and nothing more for that one
-        except BaseException:
+            return _ask(other, function, item)
+        finally:
             self._free.put(other)
-            raise
-        self._free.put(other)
-        return result
 
     def map(
         self, function: Callable[[_In], _Out], items: Sequence[_In]
@@ -104,17 +104,8 @@ class Team:
             except BaseException as error:
                 done.put(error)
 
-        def asking(other: subprocess.Popen[bytes]) -> Callable[[_In], _Out]:
-            def call(item: _In) -> _Out:
-                try:
-                    return _ask(other, function, item)
-                except (OSError, EOFError):
-                    return function(item)
-
-            return call
-
         here = 1 if self._others else self._cores
-        calls = [function] * here + [asking(other) for other in self._others]
+        calls = [function] * here + [partial(_ask, other, function) for other in self._others]
         with ThreadPoolExecutor(len(calls)) as pool:
             try:
                 for call in calls:
@@ -129,9 +120,10 @@ class Team:
 
 
 def _start() -> subprocess.Popen[bytes]:
+    # -P: no module is taken from the folder one stands in, which may be a checkpoint's;
     # a process that ends with its terminal's Ctrl-C would print a traceback beside ours
     return subprocess.Popen(
-        [sys.executable, "-c", _SERVE],
+        [sys.executable, "-P", "-c", _SERVE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -139,10 +131,15 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def _ask(other: subprocess.Popen[bytes], function: Callable[[_In], _Out], item: _In) -> _Out:
+    """Call a function in another process; here where that one is gone."""
     assert other.stdin is not None and other.stdout is not None
-    pickle.dump((function, item), other.stdin)
-    other.stdin.flush()
-    result, error = pickle.load(other.stdout)
+    try:
+        pickle.dump((function, item), other.stdin)
+        other.stdin.flush()
+        result, error = pickle.load(other.stdout)
+    except (OSError, EOFError, pickle.UnpicklingError):
+        other.kill()
+        return function(item)
     if error is not None:
         raise error
     return result  # type: ignore[no-any-return]

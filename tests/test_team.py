@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import signal
+import stat
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +32,21 @@ def _die_elsewhere(home: int) -> int:
     if os.getpid() != home:
         os.kill(os.getpid(), signal.SIGKILL)
     return home
+
+
+def _die_speaking(home: int) -> int:
+    """Half an answer, then nothing."""
+    if os.getpid() != home:
+        for fd in range(3, 32):
+            with suppress(OSError):
+                if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                    os.write(fd, pickle.dumps(("x" * 1000, None))[:500])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return home
+
+
+def _no_space(_: int) -> int:
+    raise OSError(errno.ENOSPC, str(os.getpid()))
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +77,37 @@ def test_an_error_elsewhere_is_raised_here_with_its_hint() -> None:
         list(team.map(_refuse, range(9)))
 
 
-def test_what_a_dead_process_leaves_is_done_here() -> None:
+def test_an_error_of_the_disk_elsewhere_is_no_dead_process() -> None:
+    with Team(_MUCH) as team:
+        with pytest.raises(OSError) as raised:
+            team.call(_no_space, 1)
+        assert raised.value.errno == errno.ENOSPC
+        assert raised.value.strerror != str(os.getpid()), "it was tried once more here"
+        assert team.call(_where, 7)[1] != os.getpid()
+
+
+@pytest.mark.parametrize("die", [_die_elsewhere, _die_speaking])
+def test_what_a_dead_process_leaves_is_done_here(die: Callable[[int], int]) -> None:
     home = os.getpid()
     with Team(_MUCH) as team:
-        assert team.call(_die_elsewhere, home) == home
-        assert [result for _, result in team.map(_die_elsewhere, [home] * 9)] == [home] * 9
+        assert team.call(die, home) == home
+        assert [result for _, result in team.map(die, [home] * 9)] == [home] * 9
+
+
+def test_what_cannot_be_started_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with Team(_MUCH) as team:
+        assert team.call(_where, 1) == (1, os.getpid())
+        assert len(list(team.map(_where, range(9)))) == 9
+
+
+def test_no_code_runs_from_the_folder_one_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a checkpoint's, and those are data."""
+    for module in ("pickle", "queue", "numpy", "blake3"):
+        (tmp_path / f"{module}.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    with Team(_MUCH) as team:
+        assert team.call(_where, 7)[1] != os.getpid()
+    assert not (tmp_path / "ran").exists()
