@@ -16,7 +16,9 @@ from types import ModuleType
 class _Packed(Mapping[str, ModuleType]):
     """The packed kinds; each is imported, and NumPy with it, when it is first needed."""
 
-    _modules = {".delta": "delta", ".rows": "rows", ".planes": "planes"}
+    # what stands by itself first: of two processes one may have kept a tensor so, for others to
+    # differ from it, while the other kept it as a difference
+    _modules = {".planes": "planes", ".delta": "delta", ".rows": "rows"}
 
     def __getitem__(self, suffix: str) -> ModuleType:
         return importlib.import_module(f"{__name__}.{self._modules[suffix]}")

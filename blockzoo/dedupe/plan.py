@@ -137,16 +137,20 @@ class Plan:
     def execute(self, progress: Progress = silent) -> Done:
         """Do it, several tensors at once; may be interrupted and run again.
 
-        A step whose tensor or reference is gone, or is not kept as it was, is passed over.
+        A step whose tensor or reference is gone, or is not kept as it was, is passed over; so
+        is one that would make a difference of what others have come to differ from.
         """
         from blockzoo.dedupe import repack
+        from blockzoo.store.reach import reach, roots
         from blockzoo.store.session import Session
 
-        total, seen = sum(step.before for step in self.steps), 0
+        used = set(reach(self.zoo.objects, roots(self.zoo.refs)).references.values())
+        sound = [step for step in self.steps if not (step.reference and step.tensor in used)]
+        total, seen = sum(step.before for step in sound), 0
         before = after = 0
         with Session(self.zoo.objects) as session, ThreadPoolExecutor(_THREADS) as pool:
             try:
-                for steps in batched(self.steps):
+                for steps in batched(sound):
                     changes = []
                     found = pool.map(partial(_change, session, self.level), steps)
                     for step, change in zip(steps, found, strict=True):
