@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blockzoo.errors import BlockzooError, DamagedError, SourceError
-from blockzoo.ingest import Base, Intake, attach, default_name
+from blockzoo.ingest import Base, Intake, attach, base_names, default_name
 from blockzoo.progress import Progress
 from blockzoo.records import Model
 from blockzoo.store.mapping import raise_open_file_limit
@@ -177,9 +177,11 @@ class Arrivals:
     ) -> Incoming | None:
         if self.level is None:
             return None
+        from blockzoo.dedupe import coding
         from blockzoo.dedupe.incoming import Incoming
         from blockzoo.team import Team
 
+        stack.callback(coding.forget)
         raise_open_file_limit()
         size = sum(_size(arrival.path) for arrival in arrivals)
         return Incoming(session, stack.enter_context(Team(size)))
@@ -192,7 +194,7 @@ class Arrivals:
         incoming: Incoming | None,
         files: ExitStack,
     ) -> bool:
-        """Read a checkpoint; False where it cannot be taken in, and nothing of it is stored."""
+        """Read a checkpoint; False where it cannot be taken in, and nothing of it is named."""
         began = time.monotonic()
         seen = incoming.seen() if incoming else set()
         arrival.model = None
@@ -215,12 +217,12 @@ class Arrivals:
 
     def _find_base(self, wants: str, arrivals: Sequence[_Arrival]) -> Base | None:
         """An adapter's base: one that has just come in with it, or as the zoo finds it."""
-        names = (wants, wants.rstrip("/").rpartition("/")[2])
-        for arrival in arrivals:
-            model, intake = arrival.model, arrival.intake
-            if model and intake and model.kind == "model" and arrival.name in names:
-                return Base(model.digest, model, intake.blocks)
-        return self.zoo.find_base(wants)
+        coming = {
+            arrival.name: Base(arrival.model.digest, arrival.model, arrival.intake.blocks)
+            for arrival in arrivals
+            if arrival.model and arrival.intake and arrival.model.kind == "model"
+        }
+        return self.zoo.find_base(wants, coming)
 
     @contextmanager
     def _telling(self, source: str) -> Iterator[None]:
@@ -277,7 +279,7 @@ def attach_waiting(zoo: Zoo, name: str, model: Model) -> tuple[str, ...]:
     for ref in zoo.refs.all():
         for digest in sorted({to.digest for to in ref.tags.values() if to.detached}):
             waiting = zoo.objects.model(digest)
-            if name not in (waiting.wants, waiting.wants.rstrip("/").rpartition("/")[2]):
+            if name not in base_names(waiting.wants):
                 continue
             base = Base(model.digest, model, zoo.blocks_of(model))
             with Session(zoo.objects) as session:

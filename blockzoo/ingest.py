@@ -274,6 +274,11 @@ def objects_of(model: Model) -> Iterator[tuple[str, str]]:
             yield ("tensors" if part.source == "tensor" else "files"), part.digest
 
 
+def base_names(wants: str) -> tuple[str, str]:
+    """What the base that an adapter asks for may be called: so, or as the last part of a path."""
+    return wants, wants.rstrip("/").rpartition("/")[2]
+
+
 def default_name(source: Path) -> str:
     """A model's name after its folder or file.
 

@@ -127,7 +127,7 @@ class Zoo:
         failed: Callable[[str, Exception], None] | None = None,
         progress: Progress = silent,
     ) -> list[Ingested]:
-        """Take several checkpoints in together, adapters after what they may be adapters of.
+        """Take several checkpoints in together; give adapters after what they are adapters of.
 
         Near-copies among them are found whatever their order. Parameters are those of `ingest`,
         and ``failed``, which is told of each source that cannot be taken in; without it the
@@ -320,11 +320,16 @@ class Zoo:
             )
         return load_tokenizer(files)
 
-    def find_base(self, wants: str) -> Base | None:
-        """The base that an adapter asks for: by name, or by the last part of a path."""
-        from blockzoo.ingest import Base
+    def find_base(self, wants: str, coming: Mapping[str, Base] | None = None) -> Base | None:
+        """The base that an adapter asks for: by name, or by the last part of a path.
 
-        for name in (wants, wants.rstrip("/").rpartition("/")[2]):
+        Models that are `coming` in with it, by name, go before those that have their names.
+        """
+        from blockzoo.ingest import Base, base_names
+
+        for name in base_names(wants):
+            if coming and name in coming:
+                return coming[name]
             try:
                 digest = self.resolve(name)
             except (NotFoundError, UsageError):

@@ -117,7 +117,7 @@ def _write_first(family: Family, seen: Seen) -> tuple[Staged, tuple[TensorInfo, 
             if family.others:
                 kept = coder.decode(memoryview(packed), None)
                 if tensor_digest(*kept) != seen.ref.digest:
-                    raise _changed()
+                    raise _changed(seen)
             else:
                 _check(seen, packed, None, None)
             return _stage(family, seen, packed), kept
@@ -144,7 +144,7 @@ def _stage(family: Family, seen: Seen, packed: bytes) -> Staged:
 def _write_raw(family: Family, seen: Seen) -> Staged:
     path = family.folder / uuid.uuid4().hex
     if stage_tensor(path, seen.ref, seen.place.read()) != seen.ref.digest:
-        raise _changed()
+        raise _changed(seen)
     return seen.ref.digest, raw.SUFFIX, path
 
 
@@ -152,11 +152,13 @@ def _check(seen: Seen, packed: bytes, base: Reference | None, grouping: Grouping
     try:
         check_decoded(seen.ref.digest, memoryview(packed), base[1:] if base else None, grouping)
     except DamagedError as error:
-        raise _changed() from error
+        raise _changed(seen) from error
 
 
-def _changed() -> SourceError:
-    return SourceError("the file was changed while it was being read", hint="run it again")
+def _changed(seen: Seen) -> SourceError:
+    return SourceError(
+        f"{seen.place.file} was changed while it was being read", hint="run it again"
+    )
 
 
 @lru_cache(maxsize=_OPEN)
@@ -165,5 +167,5 @@ def _mapped(path: Path) -> MappedFile:
 
 
 def forget() -> None:
-    """Let go of the sources."""
+    """Let go of the sources: by the next call other files may stand in their places."""
     _mapped.cache_clear()

@@ -126,9 +126,9 @@ class Incoming:
                     done += family.nbytes
                     flushing.wrote(family.nbytes)
                     progress("dedupe", done, total, 0)
+                flushing.wait()
                 self.session.settle_tensors(first)
                 self.session.settle_tensors(others)
-        coding.forget()
 
     def _families(self, kept: dict[str, Kept], level: Level) -> list[Family]:
         """The largest first, so that none is left over when all else is done."""
@@ -166,7 +166,6 @@ class _Flushing:
         self._folder = folder
         self._waiting = 0
         self._running: Future[bool] | None = None
-        self._guard = threading.Lock()
         self._pool = ThreadPoolExecutor(1)
 
     def __enter__(self) -> _Flushing:
@@ -177,12 +176,16 @@ class _Flushing:
 
     def wrote(self, size: int) -> None:
         """Count bytes, and see to them where they are many."""
-        with self._guard:
-            self._waiting += size
-            idle = self._running is None or self._running.done()
-            if self._waiting >= _FLUSH_FROM and idle:
-                self._waiting = 0
-                self._running = self._pool.submit(durable.flush_disk, self._folder)
+        self._waiting += size
+        if self._waiting >= _FLUSH_FROM and (self._running is None or self._running.done()):
+            self.wait()
+            self._waiting = 0
+            self._running = self._pool.submit(durable.flush_disk, self._folder)
+
+    def wait(self) -> None:
+        """Wait for what is on its way; the disk tells of an error once, and it may be here."""
+        if self._running is not None:
+            self._running.result()
 
 
 def _batched(families: list[Family]) -> Iterator[list[Family]]:

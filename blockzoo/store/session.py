@@ -167,6 +167,8 @@ class Session:
 
     def rely(self, folder: str, digest: str) -> None:
         """Count on an object that is in the zoo already: `commit` makes sure that it still is."""
+        with self._guard:
+            self._used.add((folder, digest))
         self._has(folder, digest)
 
     def inline(self, data: memoryview) -> bool:
@@ -207,7 +209,6 @@ class Session:
         """Whether an object is there (then it is touched), or on its way in this session."""
         key = (folder, digest)
         with self._guard:
-            self._used.add(key)
             if key in self._pending:
                 return True
         if key in self.distrust:
@@ -219,12 +220,17 @@ class Session:
             os.utime(path)
             if path.suffix in PACKED:
                 reference = self.objects.describe(path).reference
-                return not reference or self._has(folder, reference)
-            return size is None or path.stat().st_size == size
+                sound = not reference or self._has(folder, reference)
+            else:
+                sound = size is None or path.stat().st_size == size
         except DamagedError:
             return False
         except (FileNotFoundError, PermissionError):
             return False  # collected just now, or another user's to touch: write our own
+        if sound:
+            with self._guard:
+                self._used.add(key)
+        return sound
 
     def _touch(self, folder: str, digest: str) -> bool:
         """Make an object young again: a long ingest may have used it long ago."""
@@ -247,6 +253,7 @@ class Session:
         with self._guard:
             first = key not in self._written
             self._written.add(key)
+            self._used.add(key)
             if key in self.distrust:
                 self.distrust.discard(key)
                 self._replaced[key] = place

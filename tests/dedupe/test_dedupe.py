@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -9,17 +10,22 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from blockzoo import Zoo
 from blockzoo.codecs import PACKED
+from blockzoo.dedupe import incoming
 from blockzoo.dedupe.choose import choose
+from blockzoo.dedupe.incoming import Incoming
 from blockzoo.dedupe.plan import load
-from blockzoo.errors import DamagedError, UsageError
+from blockzoo.errors import BaseMissingError, DamagedError, UsageError
+from blockzoo.store import durable
 from blockzoo.store.reach import reach, roots
-from tests.zoos import checkpoint, hashes, run, start
+from blockzoo.store.session import Session
+from tests.zoos import checkpoint, hashes, run, start, write_safetensors
 
 FULL = (
     "base",
@@ -208,6 +214,120 @@ def test_a_source_that_fails_takes_nothing_from_the_others(sources: Path, tmp_pa
     assert failures == [str(tmp_path / "broken")]
     assert zoo.names() == ["base", "tune1"]
     check(zoo, sources, tmp_path / "out", ("base", "tune1"))
+
+
+@pytest.fixture
+def lone_adapter(tmp_path: Path) -> Path:
+    """An adapter whose base is nowhere: refused when its tensors have been read."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    _write_adapter(folder, 0)
+    config = {"peft_type": "LORA", "r": 16, "base_model_name_or_path": "org/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _write_adapter(folder: Path, seed: int) -> None:
+    draw = np.random.default_rng(seed).standard_normal
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{prefix}.lora_A.weight": draw((16, 96)), f"{prefix}.lora_B.weight": draw((96, 16))}
+    write_safetensors(folder / "written", tensors)
+    os.replace(folder / "written", folder / "adapter_model.safetensors")
+
+
+def test_what_a_refused_source_had_is_not_waited_for(
+    sources: Path, lone_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: list[bool] = []
+    commit = Session.commit
+
+    def watched(self: Session) -> bool:
+        commits.append(commit(self))
+        return commits[-1]
+
+    monkeypatch.setattr(Session, "commit", watched)
+    failures: list[str] = []
+    Zoo(tmp_path / "zoo").ingest_all(
+        [lone_adapter, sources / "base"],
+        dedupe="small",
+        failed=lambda source, error: failures.append(source),
+    )
+    assert failures == [str(lone_adapter)]
+    assert commits == [True]
+
+
+def test_a_source_that_was_refused_may_change(lone_adapter: Path, tmp_path: Path) -> None:
+    """What was read of it the first time is never taken for what stands there now."""
+    zoo = Zoo(tmp_path / "zoo")
+    with pytest.raises(BaseMissingError):
+        zoo.ingest(lone_adapter, dedupe="small")
+    _write_adapter(lone_adapter, 1)
+    zoo.ingest(lone_adapter, dedupe="small", detached=True)
+    zoo.export("adapter", tmp_path / "out")
+    assert hashes(tmp_path / "out") == hashes(lone_adapter)
+
+
+def test_a_base_is_found_by_its_whole_name_first(
+    sources: Path, lone_adapter: Path, tmp_path: Path
+) -> None:
+    """Also where one that is called by its last part comes in together with the adapter."""
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.ingest(sources / "tune1", "org/base")
+    zoo.ingest_all([sources / "base", lone_adapter], dedupe="small")
+    assert zoo.model("adapter").base == zoo.resolve("org/base") != zoo.resolve("base")
+
+
+def test_an_old_plan_makes_no_difference_of_a_reference(sources: Path, tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.ingest(sources / "tune1")
+    zoo.ingest(sources / "base")
+    plan = zoo.dedupe()
+    for name in ("tune2", "tune3"):
+        zoo.ingest(sources / name, dedupe="small")
+    used = set(reach(zoo.objects, roots(zoo.refs)).references.values())
+    assert any(step.reference and step.tensor in used for step in plan.steps)
+    plan.execute()
+    check(zoo, sources, tmp_path / "out")
+
+
+def test_two_ingests_at_once_may_choose_different_references(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor that one keeps as a difference may be what the other's tensors differ from."""
+    zoo, others = Zoo(tmp_path / "zoo"), ["tune2", "tune3"]
+    store = Incoming.store
+
+    def after_others(self: Incoming, *rest: Any) -> None:
+        now, others[:] = others[:], []
+        for name in now:
+            Zoo(zoo.path).ingest(sources / name, f"other/{name}", dedupe="small")
+        store(self, *rest)
+
+    monkeypatch.setattr(Incoming, "store", after_others)
+    zoo.ingest_all([sources / name for name in ("tune1", "tune2", "base")], dedupe="small")
+    stand = [found.digest for found in zoo.objects.all("tensors")]
+    assert len(stand) > len(set(stand)), "they chose the same: the test shows nothing"
+    zoo.ingest(sources / "tune3")
+    check(zoo, sources, tmp_path / "out")
+
+
+def test_an_error_of_the_disk_is_not_lost_on_the_way(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk tells of one once: also where that is while more is being coded."""
+    zoo = Zoo(tmp_path / "zoo")
+    flush = durable.flush_disk
+
+    def fail(path: Path) -> bool:
+        if path.parent == zoo.objects.layout.tmp:
+            raise OSError(errno.EIO, "broken")
+        return flush(path)
+
+    monkeypatch.setattr(incoming, "_FLUSH_FROM", 1)
+    monkeypatch.setattr(durable, "flush_disk", fail)
+    with pytest.raises(OSError, match="broken"):
+        zoo.ingest(sources / "base", dedupe="small")
+    assert not zoo.names()
 
 
 def test_a_damaged_reference_names_every_dependent(zoo: Zoo, sources: Path, tmp_path: Path) -> None:
