@@ -31,8 +31,6 @@ from scipy.stats import spearmanr
 from blockzoo.equivalence.grade import GRADES
 from blockzoo.equivalence.losses import Variant, measure
 from blockzoo.equivalence.swap import find_swaps, swapped
-from blockzoo.execution.chain import RunnableChain
-from blockzoo.execution.tensors import StreamedTensors
 from blockzoo.execution.texts import read_text
 from blockzoo.explore.compare import similarity
 from blockzoo.explore.table import Column, Table
@@ -85,7 +83,8 @@ def main() -> None:
                 began = time.perf_counter()
                 found = compare(zoo, receiver, donor, given.shared / "texts", tokens)
                 rows += found
-                given.out.write_text(json.dumps(rows, indent=1) + "\n")
+                lines = ",\n".join(json.dumps(row) for row in rows)
+                given.out.write_text(f"[\n{lines}\n]\n")
                 seconds = time.perf_counter() - began
                 print(f"{receiver} ← {donor}: {len(found)} hops in {seconds:.0f} s", flush=True)
     print(correlations(rows))
@@ -106,15 +105,10 @@ def compare(zoo: Zoo, receiver: str, donor: str, texts: Path, tokens: int) -> li
         for name, row in by_hop.items()
         if row["block"] != row["other"] and row.get("distance") is not None
     ]
-    source, config = StreamedTensors(zoo.tensor), zoo.config(model)
     variants = []
     for name in hops:
         swaps = find_swaps(zoo, model, f"{name}={donor}")
-        blocks = zoo.blocks_of(model) | {s.by: zoo.block(s.by) for s in swaps}
-        chain = RunnableChain(swapped(model, swaps), blocks, config, source)
-        place = places[name]
-        start = min(place - 1, len(chain.compiled.hops)) if place else None
-        variants.append(Variant(chain, start))
+        variants.append(Variant.changed_from(places[name], zoo.chain(swapped(model, swaps))))
     tokenizer = zoo.tokenizer(model)
     evaluation = [read_text(texts / f"{name}.evaluation.txt") for name in (domain, "wiki")]
     parts = [text.tokens(tokenizer, tokens) for text in evaluation]

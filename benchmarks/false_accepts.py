@@ -30,7 +30,6 @@ import torch
 from blockzoo.equivalence.evidence import Evidence, evaluate
 from blockzoo.equivalence.grade import GRADES, bounds, judge
 from blockzoo.equivalence.losses import Variant, measure
-from blockzoo.execution.chain import RunnableChain
 from blockzoo.execution.tensors import Build, StreamedTensors, TensorSource
 from blockzoo.execution.texts import read_text
 from blockzoo.tensors import TensorRef
@@ -120,7 +119,7 @@ class Trial:
             }
             self.documents[use] = [ids for part in parts.values() for ids in part]
             self.domains[use] = [d for d, part in parts.items() for _ in part]
-        floor = [Variant(zoo.chain(self.model, dtype="bfloat16"))]
+        floor = [Variant(zoo.chain(self.model, StreamedTensors(zoo.tensor, torch.bfloat16)))]
         self.floor = {use: self.evidence(floor, use)[0] for use in self.documents}
 
     def evidence(self, variants: Sequence[Variant], use: str) -> list[Evidence]:
@@ -160,11 +159,9 @@ class Trial:
         if kind != "noise":
             matrices = [matrices[int(random.integers(len(matrices)))]]
         source = Disturbed(StreamedTensors(self.zoo.tensor), matrices, kind, seed)
-        blocks, config = self.zoo.blocks_of(self.model), self.zoo.config(self.model)
-        chain = RunnableChain(self.model, blocks, config, source)
         wanted = _B.kl * 4 ** float(random.uniform(-1.5, 1))
         facts = {"seed": seed, "model": self.name, "hop": hop.name, "kind": kind, "wanted": wanted}
-        return Variant(chain, place - 1), source, facts
+        return Variant.changed_from(place, self.zoo.chain(self.model, source)), source, facts
 
     def holds(self, true: Evidence) -> bool:
         """Whether a disturbance turns out to hold the bounds of B where nothing was tuned."""

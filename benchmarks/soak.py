@@ -205,7 +205,7 @@ def main() -> None:
                     "minutes": given.minutes,
                     "counts": counts,
                     "engine": stats.to_json(),
-                    "samples": watch.samples,
+                    "samples": watch.some(60),
                     "findings": findings,
                 },
                 indent=1,

@@ -94,14 +94,17 @@ class Watch:
                 found.append(f"{key} grew from {before:,.0f} to {after:,.0f}")
         return found
 
+    def some(self, most: int) -> list[dict[str, Any]]:
+        """Samples spread evenly over the run."""
+        return self.samples[:: max(1, -(-len(self.samples) // most))]
+
     def table(self) -> str:
         """Some of the samples, as lines of text."""
         if not self.samples:
             return "no samples"
         keys = [key for key in self.samples[0] if key != "at"]
         lines = ["".join(f"{key:>14}" for key in ("seconds", *keys))]
-        step = max(1, len(self.samples) // 12)
-        for sample in self.samples[::step]:
+        for sample in self.some(12):
             seconds = sample["at"] - self.samples[0]["at"]
             lines.append(f"{seconds:14.0f}" + "".join(f"{sample[key]:14,}" for key in keys))
         return "\n".join(lines)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from blockzoo.errors import NotFoundError
 from blockzoo.tensors import TensorRef, bytes_digest, canonical_json
 
 BLOCK_KINDS = (
@@ -222,6 +223,19 @@ class Model:
     @cached_property
     def digest(self) -> str:
         return bytes_digest(self.encoded)
+
+    def hop(self, name: str, of: str) -> Hop:
+        """The hop of that name; in the error, the model is called `of`.
+
+        Raises
+        ------
+        NotFoundError
+        """
+        for hop in self.chain:
+            if hop.name == name:
+                return hop
+        names = ", ".join(hop.name for hop in self.chain)
+        raise NotFoundError(f"{of} has no hop {name!r}", hint=f"it has {names}")
 
     @property
     def nbytes(self) -> int:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from blockzoo.dedupe.plan import Level, Plan
     from blockzoo.equivalence.record import Equivalence
     from blockzoo.execution.chain import RunnableChain
+    from blockzoo.execution.tensors import TensorSource
     from blockzoo.explore.explorer import Explorer
     from blockzoo.explore.families import FamilyTree
     from blockzoo.explore.similarity import Similarity
@@ -278,27 +279,26 @@ class Zoo:
         base = self.objects.model(model.base) if model.base else model
         return why_not_served(model, self.blocks_of(model), self.config(base))
 
-    def chain(self, model: Model, *, dtype: str = "float32") -> RunnableChain:
+    def chain(self, model: Model, source: TensorSource | None = None) -> RunnableChain:
         """A model as something that runs, one block in memory at a time.
 
         Parameters
         ----------
         model : Model
-        dtype : str
-            What is computed in, by torch's name.
+            Its blocks must be in the zoo; it need not be itself.
+        source : TensorSource, optional
+            Where its tensors come from; from the zoo, in float32, by default.
 
         Raises
         ------
         UnservableError
             Where it cannot be run exactly.
         """
-        import torch
-
         from blockzoo.execution.chain import RunnableChain
         from blockzoo.execution.tensors import StreamedTensors
 
         base = self.objects.model(model.base) if model.base else model
-        source = StreamedTensors(self.tensor, getattr(torch, dtype))
+        source = source or StreamedTensors(self.tensor)
         return RunnableChain(model, self.blocks_of(model), self.config(base), source)
 
     def tokenizer(self, model: Model) -> Any:
@@ -466,7 +466,7 @@ class Zoo:
 
     def equivalence(self, digest: str) -> Equivalence:
         """A certification's record, by its digest's first 8 or more digits."""
-        from blockzoo.equivalence.certify import find
+        from blockzoo.equivalence.listing import find
 
         record = find(self, digest)
         if record is None:

@@ -17,15 +17,15 @@ import torch
 from blockzoo.equivalence import texts
 from blockzoo.equivalence.evidence import Evidence, evaluate
 from blockzoo.equivalence.grade import Judgement, judge, judge_again
+from blockzoo.equivalence.listing import missing
 from blockzoo.equivalence.losses import Variant, measure
 from blockzoo.equivalence.precision import RoundTrip
 from blockzoo.equivalence.record import Equivalence
 from blockzoo.equivalence.statistics import resamples_for
 from blockzoo.equivalence.swap import Swap, find_swaps, swapped
 from blockzoo.errors import BlockzooError, NotFoundError, UsageError
-from blockzoo.execution.chain import RunnableChain
 from blockzoo.execution.passage import piece_length
-from blockzoo.execution.tensors import StreamedTensors, TensorSource
+from blockzoo.execution.tensors import StreamedTensors
 from blockzoo.execution.texts import Text, read_text, read_texts
 from blockzoo.progress import Progress, silent
 from blockzoo.records import Model
@@ -111,8 +111,8 @@ def certify(
     floor, int8, evidence = trial.run(swaps, progress)
     judged = judge(evidence, floor)
     records = [
-        trial.record(*each, floor, int8, len(swaps))
-        for each in zip(swaps, judged, evidence, strict=True)
+        trial.record(some, judgement, found, floor, int8, len(swaps))
+        for some, judgement, found in zip(swaps, judged, evidence, strict=True)
     ]
     _keep(zoo, records)
     return records
@@ -154,28 +154,6 @@ def certify_again(
     return again
 
 
-def find(zoo: Zoo, digits: str) -> Equivalence | None:
-    """The record whose digest begins so; None where there is none."""
-    if len(digits) < 8 or not set(digits) <= set("0123456789abcdef"):
-        return None
-    found = [o.digest for o in zoo.objects.all("equivalences") if o.digest.startswith(digits)]
-    if len(found) > 1:
-        raise UsageError(f"{digits} begins {len(found)} records' digests", hint="give more digits")
-    return Equivalence.from_json(zoo.objects.equivalence(found[0])) if found else None
-
-
-def missing(zoo: Zoo, record: Equivalence) -> list[str]:
-    """What a record speaks of that is no longer in the zoo, in words."""
-    gone = []
-    if zoo.objects.find("models", record.model) is None:
-        gone.append(f"model {record.model[:12]}")
-    for swap in record.swaps:
-        for digest in (swap.block, swap.by):
-            if zoo.objects.find("blocks", digest) is None:
-                gone.append(f"block {digest[:12]} at {swap.hop}")
-    return gone
-
-
 def _check_there(zoo: Zoo, record: Equivalence) -> None:
     if gone := missing(zoo, record):
         raise NotFoundError(
@@ -201,22 +179,21 @@ class _Trial:
         """The evidence of bfloat16, of int8 and of each candidate."""
         found = [sample.text for sample in self.samples]
         texts.remember(self.zoo.objects.layout, [*found, *self.chosen_on])
-        exact = StreamedTensors(self.zoo.tensor)
+        zoo, model = self.zoo, self.model
         variants = [
-            Variant(self._chain(StreamedTensors(self.zoo.tensor, torch.bfloat16))),
-            Variant(self._chain(RoundTrip(exact))),
+            Variant(zoo.chain(model, StreamedTensors(zoo.tensor, torch.bfloat16))),
+            Variant(zoo.chain(model, RoundTrip(StreamedTensors(zoo.tensor)))),
         ]
-        names = [hop.name for hop in self.model.chain]
+        names = [hop.name for hop in model.chain]
         for swaps in candidates:
-            chain, first = self._chain(exact, swaps), names.index(swaps[0].hop)
             # what stands before the first swap need not be run again
-            start = min(first - 1, len(chain.compiled.hops)) if first else None
-            variants.append(Variant(chain, start))
+            first = names.index(swaps[0].hop)
+            variants.append(Variant.changed_from(first, zoo.chain(swapped(model, swaps))))
         documents = [ids for sample in self.samples for ids in sample.documents]
         domains = [sample.text.domain for sample in self.samples for _ in sample.documents]
         floor, int8, *evidence = [
             evaluate(losses, domains, resamples=self.settings["resamples"])
-            for losses in measure(self._chain(exact), variants, documents, progress)
+            for losses in measure(zoo.chain(model), variants, documents, progress)
         ]
         return floor, int8, evidence
 
@@ -242,12 +219,6 @@ class _Trial:
             candidates,
             self.settings,
         )
-
-    def _chain(self, source: TensorSource, swaps: Sequence[Swap] = ()) -> RunnableChain:
-        model, zoo = self.model, self.zoo
-        blocks = zoo.blocks_of(model) | {swap.by: zoo.block(swap.by) for swap in swaps}
-        config = zoo.config(zoo.objects.model(model.base) if model.base else model)
-        return RunnableChain(swapped(model, swaps), blocks, config, source)
 
 
 def _keep(zoo: Zoo, records: Sequence[Equivalence]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from blockzoo.equivalence.losses import Losses
 from blockzoo.equivalence.statistics import Rate, rate, tail
+
+if TYPE_CHECKING:
+    from blockzoo.equivalence.losses import Losses
 
 _DIGITS = 6  # significant ones that are kept
 
@@ -99,7 +101,12 @@ def evaluate(losses: Losses, domains: Sequence[str], *, resamples: int = 0) -> E
     kl, differs, figures = {}, {}, {}
     for number, name in enumerate(names):
         part = of_token == number
-        some = Losses(losses.documents[part], losses.kl[part], losses.differs[part])
+        some = replace(
+            losses,
+            documents=losses.documents[part],
+            kl=losses.kl[part],
+            differs=losses.differs[part],
+        )
         kl[name], differs[name], figures[name] = _figures(some, resamples)
     _, _, together = _figures(losses, resamples)
     return Evidence(figures, together, kl, differs)

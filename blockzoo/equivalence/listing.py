@@ -1,14 +1,13 @@
-"""All the certifications in a zoo, as a table."""
+"""The certifications in a zoo: one by its digest, and all as a table."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from blockzoo.equivalence.certify import missing
 from blockzoo.equivalence.record import Equivalence
+from blockzoo.errors import UsageError
 from blockzoo.explore.table import Column, Table
-from blockzoo.store.reach import roots
-from blockzoo.store.refs import LATEST
+from blockzoo.store.reach import first_names
 
 if TYPE_CHECKING:
     from blockzoo.zoo import Zoo
@@ -34,7 +33,7 @@ def equivalences(zoo: Zoo, name: str | None = None) -> Table:
     ``gone`` names what a record speaks of that is no longer in the zoo.
     """
     wanted = zoo.resolve(name) if name is not None else None
-    names = {d: min(found).removesuffix(f":{LATEST}") for d, found in roots(zoo.refs).items()}
+    names = first_names(zoo.refs)
     rows = []
     for found in zoo.objects.all("equivalences"):
         record = Equivalence.from_json(zoo.objects.equivalence(found.digest))
@@ -44,11 +43,33 @@ def equivalences(zoo: Zoo, name: str | None = None) -> Table:
     return Table("equivalences" if name is None else f"equivalences of {name}", _COLUMNS, rows)
 
 
+def find(zoo: Zoo, digits: str) -> Equivalence | None:
+    """The record whose digest begins so; None where there is none."""
+    if len(digits) < 8 or not set(digits) <= set("0123456789abcdef"):
+        return None
+    found = [o.digest for o in zoo.objects.all("equivalences") if o.digest.startswith(digits)]
+    if len(found) > 1:
+        raise UsageError(f"{digits} begins {len(found)} records' digests", hint="give more digits")
+    return Equivalence.from_json(zoo.objects.equivalence(found[0])) if found else None
+
+
+def missing(zoo: Zoo, record: Equivalence) -> list[str]:
+    """What a record speaks of that is no longer in the zoo, in words."""
+    gone = []
+    if zoo.objects.find("models", record.model) is None:
+        gone.append(f"model {record.model[:12]}")
+    for swap in record.swaps:
+        for digest in (swap.block, swap.by):
+            if zoo.objects.find("blocks", digest) is None:
+                gone.append(f"block {digest[:12]} at {swap.hop}")
+    return gone
+
+
 def _row(zoo: Zoo, record: Equivalence, names: dict[str, str]) -> dict[str, Any]:
     figures = record.evidence.together
     swaps = [
         f"{swap.hop}={names.get(swap.donor, swap.donor[:12])}"
-        + (f":{swap.donor_hop}" if swap.donor_hop != swap.hop else "")
+        + (f"@{swap.donor_hop}" if swap.donor_hop != swap.hop else "")
         for swap in record.swaps
     ]
     more = f" and {len(swaps) - _SHOWN} more" if len(swaps) > _SHOWN else ""

@@ -38,6 +38,11 @@ class Variant:
     chain: RunnableChain
     start: int | None = None
 
+    @classmethod
+    def changed_from(cls, hop: int, chain: RunnableChain) -> Variant:
+        """One that is the original up to a hop, by its number in the model's chain."""
+        return cls(chain, min(hop - 1, len(chain.compiled.hops)) if hop else None)
+
 
 @dataclass(frozen=True)
 class Losses:

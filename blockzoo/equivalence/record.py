@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from blockzoo.equivalence.evidence import Evidence
 from blockzoo.equivalence.grade import Judgement, Verdict
@@ -81,11 +81,6 @@ class Equivalence:
     @property
     def grade(self) -> Verdict:
         return self.judgement.verdict
-
-    @property
-    def kind(self) -> Literal["block", "chain"]:
-        """Whether one block is swapped or several together."""
-        return "block" if len(self.swaps) == 1 else "chain"
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -55,7 +55,7 @@ def find_swaps(zoo: Zoo, model: Model, wanted: str | Iterable[str]) -> tuple[Swa
     model : Model
         The receiving one.
     wanted : str or iterable of str
-        ``HOP=OTHER`` or ``HOP=OTHER:HOP`` each: a hop of the receiving model, a model's name,
+        ``HOP=OTHER`` or ``HOP=OTHER@HOP`` each: a hop of the receiving model, a model's name,
         and the hop there if it is another. In HOP, ``*`` stands for anything; then hops where
         both have the same block are left as they are.
 
@@ -88,10 +88,10 @@ def swapped(model: Model, swaps: Sequence[Swap]) -> Model:
 
 
 def _parse(zoo: Zoo, model: Model, text: str) -> list[Swap]:
-    pattern, equals, source = text.partition("=")
-    if not (pattern and equals and source):
-        raise UsageError(f"{text!r} is no swap", hint="give HOP=OTHER or HOP=OTHER:HOP")
-    donor_name, donor_hop = _source(zoo, source)
+    pattern, _, source = text.partition("=")
+    donor_name, at, donor_hop = source.partition("@")
+    if not (pattern and donor_name) or (at and not donor_hop):
+        raise UsageError(f"{text!r} is no swap", hint="give HOP=OTHER or HOP=OTHER@HOP")
     donor = zoo.model(donor_name)
     hops = [hop for hop in model.chain if fnmatchcase(hop.name, pattern)]
     if not hops:
@@ -100,7 +100,7 @@ def _parse(zoo: Zoo, model: Model, text: str) -> list[Swap]:
     many = any(c in pattern for c in "*?[")
     swaps = []
     for hop in hops:
-        other = _hop(donor, donor_hop or hop.name, donor_name)
+        other = donor.hop(donor_hop or hop.name, donor_name)
         if other.block == hop.block:
             if many:
                 continue
@@ -116,30 +116,6 @@ def _parse(zoo: Zoo, model: Model, text: str) -> list[Swap]:
     if not swaps:
         raise UsageError(f"every hop that {pattern!r} names is the same block as {donor_name}'s")
     return swaps
-
-
-def _source(zoo: Zoo, text: str) -> tuple[str, str]:
-    """A model's name and, behind the last ``:`` or ``@``, a hop, if that is no tag."""
-    name, colon, hop = text.rpartition(":")
-    if "@" in text:
-        name, colon, hop = text.partition("@")
-    elif colon and "." not in hop and hop not in ("embedding", "head"):
-        return text, ""  # a tag: hops in between have a dot in their names
-    elif colon:
-        try:
-            zoo.resolve(text)
-        except BlockzooError:
-            return name, hop
-        return text, ""
-    return (name, hop) if colon else (text, "")
-
-
-def _hop(model: Model, name: str, of: str) -> Hop:
-    for hop in model.chain:
-        if hop.name == name:
-            return hop
-    names = ", ".join(hop.name for hop in model.chain)
-    raise NotFoundError(f"{of} has no hop {name!r}", hint=f"it has {names}")
 
 
 def _check_fits(hop: Hop, block: Block, other_hop: Hop, other: Block, donor: str) -> None:

@@ -8,6 +8,7 @@ Similarity by activations and certification are made of this.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -140,9 +141,8 @@ class Passage:
             while other.done < self.done:
                 other.step()
             return other
-        other = Passage.__new__(Passage)
-        other.chain, other.batches = chain, self.batches
-        other._contexts, other.hidden, other.done = self._contexts, self.hidden, self.done
+        other = copy(self)
+        other.chain = chain
         return other
 
     def tokens(self, number: int) -> torch.Tensor:

@@ -14,8 +14,7 @@ from blockzoo.similarity.kinship import own_tensors
 from blockzoo.similarity.lineage import families
 from blockzoo.similarity.ranking import nearest_blocks, nearest_models
 from blockzoo.similarity.sketches import Sketches
-from blockzoo.store.reach import Reach, reach, roots
-from blockzoo.store.refs import LATEST
+from blockzoo.store.reach import Reach, first_names, reach, roots
 
 if TYPE_CHECKING:
     from blockzoo.zoo import Zoo
@@ -86,7 +85,7 @@ def _models(zoo: Zoo, found: Reach, what: str, top_k: int, progress: Progress) -
     records = {digest: zoo.objects.model(digest), **found.models}
     blocks = {**zoo.blocks_of(records[digest]), **found.blocks}
     models = {d: own_tensors(model, blocks) for d, model in records.items()}
-    names = _names(zoo)
+    names = first_names(zoo.refs)
     ranked = nearest_models(Sketches(zoo.objects), digest, models, progress)
     rows = []
     for kin in [kin for kin in ranked if kin.second in names][:top_k]:
@@ -109,7 +108,7 @@ def _models(zoo: Zoo, found: Reach, what: str, top_k: int, progress: Progress) -
 def _blocks(
     zoo: Zoo, found: Reach, what: str, block: Block, top_k: int, progress: Progress
 ) -> Table:
-    names = _names(zoo)
+    names = first_names(zoo.refs)
     where: dict[str, list[str]] = {}
     for digest, model in found.models.items():
         for hop in model.chain:
@@ -135,10 +134,7 @@ def _block(zoo: Zoo, found: Reach, what: str) -> Block | None:
     name, at, hop_name = what.partition(AT)
     if at:
         model = zoo.model(name)
-        hop = next((hop for hop in model.chain if hop.name == hop_name), None)
-        if hop is None:
-            names = ", ".join(hop.name for hop in model.chain)
-            raise NotFoundError(f"{name} has no hop {hop_name!r}", hint=f"it has {names}")
+        hop = model.hop(hop_name, name)
         digests = list(hop.adapters) if model.kind == "adapter" else [hop.block]
         if not digests or not digests[0]:
             raise NotFoundError(f"{name} has no block of its own at {hop_name}")
@@ -149,8 +145,3 @@ def _block(zoo: Zoo, found: Reach, what: str) -> Block | None:
     if len(digests) > 1:
         raise UsageError(f"{what} begins {len(digests)} blocks' digests", hint="give more digits")
     return found.blocks[digests[0]] if digests else None
-
-
-def _names(zoo: Zoo) -> dict[str, str]:
-    """The first name of each named model."""
-    return {d: min(names).removesuffix(f":{LATEST}") for d, names in roots(zoo.refs).items()}

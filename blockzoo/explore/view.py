@@ -163,10 +163,7 @@ class ModelView:
         NotFoundError
             Where the chain has no such hop or adapter, or a detached adapter's base is absent.
         """
-        found = next((h for h in self.model.chain if h.name == hop), None)
-        if found is None:
-            names = ", ".join(h.name for h in self.model.chain)
-            raise NotFoundError(f"{self.name} has no hop {hop!r}", hint=f"it has {names}")
+        found = self.model.hop(hop, self.name)
         if adapter is not None and not 0 <= adapter < len(found.adapters):
             raise NotFoundError(f"{self.name} has {len(found.adapters)} adapters on {hop}")
         digest = found.block if adapter is None else found.adapters[adapter]

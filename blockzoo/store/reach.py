@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from blockzoo.errors import DamagedError
 from blockzoo.records import Block, Model
 from blockzoo.store.objects import Objects
-from blockzoo.store.refs import Refs
+from blockzoo.store.refs import LATEST, Refs
 
 
 @dataclass
@@ -51,6 +51,11 @@ def roots(refs: Refs) -> dict[str, set[str]]:
         for tag, target in ref.tags.items():
             found.setdefault(target.digest, set()).add(f"{ref.name}:{tag}")
     return found
+
+
+def first_names(refs: Refs) -> dict[str, str]:
+    """The first name of each model that has one, by digest; ``:latest`` is left out."""
+    return {d: min(names).removesuffix(f":{LATEST}") for d, names in roots(refs).items()}
 
 
 def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:

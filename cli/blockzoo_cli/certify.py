@@ -19,7 +19,7 @@ _FILE = click.Path(path_type=Path)
 @verb("certify")
 @click.argument("name", required=False, metavar="[MODEL]")
 @click.option(
-    "--swap", "swaps", multiple=True, metavar="HOP=OTHER[:HOP]",
+    "--swap", "swaps", multiple=True, metavar="HOP=OTHER[@HOP]",
     help="At HOP of MODEL, the block of model OTHER (there, or at another hop). May be repeated.",
 )  # fmt: skip
 @click.option(
@@ -33,8 +33,8 @@ _FILE = click.Path(path_type=Path)
 )  # fmt: skip
 @click.option("--each", is_flag=True, help="Certify every swap by itself, not all together.")
 @click.option(
-    "--tokens", default=20_000, show_default=True, type=click.IntRange(64), metavar="N",
-    help="Of each text at most.",
+    "--tokens", type=click.IntRange(64), metavar="N",
+    help="Of each text at most; 20,000 where not given.",
 )  # fmt: skip
 @click.option(
     "--grade", default="B", show_default=True, type=click.Choice(["A", "B", "C"]),
@@ -49,7 +49,7 @@ def command(
     own: Path | None,
     calibration: tuple[Path, ...],
     each: bool,
-    tokens: int,
+    tokens: int | None,
     grade: str,
     again: str | None,
 ) -> None:
@@ -62,12 +62,12 @@ def command(
     Grades go by the worst text's mean KL and top-1 agreement, with 95% bounds: A (0.001, 98.5%),
     B (0.002, 97.5%), C (0.006, 96%); none is stricter than the model's own rounding to bf16.
     """
-    from blockzoo.equivalence.certify import certify, certify_again
-
     zoo = app.zoo()
     if again is not None:
-        if name or swaps or own or calibration:
+        if name or swaps or own or calibration or each or tokens:
             raise click.UsageError("--again takes ID, and --text where the texts have moved")
+        from blockzoo.equivalence.certify import certify_again
+
         before = zoo.equivalence(again)
         with bar(app.output, counted=True) as progress:
             record = certify_again(zoo, before, texts, progress)
@@ -75,17 +75,19 @@ def command(
         words = "the same figures again" if same else f"it was {before.grade} before"
         _show(app, [record], grade, {"again": before.digest, "same": same}, words)
     if not swaps:
-        if texts or own or calibration or each:
+        if texts or own or calibration or each or tokens:
             raise click.UsageError("--swap is missing: HOP=OTHER, such as layers.3.mlp=base")
         table = zoo.equivalences(name)
         app.output.table(table, "equivalence")
         return
     if name is None:
         raise click.UsageError("MODEL is missing: the one that receives the blocks")
+    from blockzoo.equivalence.certify import TOKENS, certify
+
     with bar(app.output, counted=True) as progress:
         records = certify(
             zoo, name, [swaps], texts, own=own, calibration=calibration, each=each,
-            tokens=tokens, progress=progress,
+            tokens=tokens or TOKENS, progress=progress,
         )  # fmt: skip
     _show(app, records, grade, {})
 

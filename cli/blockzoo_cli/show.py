@@ -40,7 +40,7 @@ def _show_equivalence(app: App, zoo: Zoo, digits: str) -> bool:
     """Whether there was a record of that digest to show."""
     if not any(True for _ in zoo.objects.all("equivalences")):
         return False
-    from blockzoo.equivalence.certify import find, missing
+    from blockzoo.equivalence.listing import find, missing
 
     record = find(zoo, digits)
     if record is None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests import planted as models
 from tests.cli.conftest import Run, parsed
+from tests.cli.test_startup import loaded
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def prepared(blockzoo: Run, tmp_path: Path) -> Run:
     return blockzoo
 
 
-def test_a_swap_is_certified_shown_listed_and_repeated(prepared: Run) -> None:
+def test_a_swap_is_certified_shown_listed_and_repeated(prepared: Run, tmp_path: Path) -> None:
     swap = ["--swap", "layers.1.mlp=near", "--own", "own.txt", "--calibration", "chosen.txt"]
     record = parsed(prepared("certify", "base", *swap, "--json"))["records"][0]
     assert record["judgement"]["verdict"] == "A" and record["own"] == "own"
@@ -33,6 +34,8 @@ def test_a_swap_is_certified_shown_listed_and_repeated(prepared: Run) -> None:
     again = prepared("certify", "--again", record["digest"][:8])
     assert "the same figures again" in again.stdout
     assert prepared("certify", "-q").stdout.split() == [record["digest"]]
+    for words in (["certify", "base"], ["show", record["digest"]]):  # both only read records
+        assert "'torch'" not in loaded([*words, "--zoo", str(tmp_path / "zoo")])
 
 
 def test_what_does_not_pass_leaves_with_1(prepared: Run) -> None:
@@ -50,6 +53,10 @@ def test_wrong_use_is_explained(prepared: Run) -> None:
     assert "--swap is missing" in prepared("certify", "base", "--text", "own.txt", code=2).stderr
     assert "MODEL is missing" in prepared("certify", "--swap", "layers.0.mlp=far", code=2).stderr
     assert "--again takes" in prepared("certify", "base", "--again", "abc", code=2).stderr
+    for option in (["--each"], ["--tokens", "500"], ["--own", "own.txt"]):
+        done = prepared("certify", "--again", "0123456789", *option, code=2)
+        assert "--again takes" in done.stderr
+        assert "--swap is missing" in prepared("certify", "base", *option, code=2).stderr
     assert "no equivalence" in prepared("certify", "--again", "0123456789", code=1).stderr
     assert "hint: `blockzoo ls`" in prepared("show", "0123456789", code=1).stderr
     assert prepared("certify", "--json").stdout == "[]\n"

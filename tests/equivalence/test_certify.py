@@ -13,8 +13,6 @@ from blockzoo.equivalence import certify as certifying
 from blockzoo.equivalence.certify import certify, certify_again
 from blockzoo.equivalence.swap import find_swaps, swapped
 from blockzoo.errors import BlockzooError, NotFoundError, SourceError, UsageError
-from blockzoo.execution.chain import RunnableChain
-from blockzoo.execution.tensors import StreamedTensors
 from blockzoo.zoo import Zoo
 from tests import planted as models
 
@@ -30,10 +28,7 @@ def test_a_swapped_chain_is_transformers_model_with_those_weights(
 ) -> None:
     model = planted.model("base")
     swaps = find_swaps(planted, model, ["layers.1.mlp=far", "head=other"])
-    blocks = planted.blocks_of(model) | {s.by: planted.block(s.by) for s in swaps}
-    chain = RunnableChain(
-        swapped(model, swaps), blocks, planted.config(model), StreamedTensors(planted.tensor)
-    )
+    chain = planted.chain(swapped(model, swaps))
     for name in ("base", "far", "other"):
         planted.export(name, tmp_path / name)
     expected = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
@@ -53,9 +48,7 @@ def test_measured_losses_are_those_of_whole_models(planted: Zoo, texts: Texts) -
     record = planted.certify("base", "layers.2.attention=far", texts["own"])
     model = planted.model("base")
     swaps = find_swaps(planted, model, "layers.2.attention=far")
-    blocks = planted.blocks_of(model) | {s.by: planted.block(s.by) for s in swaps}
-    source, config = StreamedTensors(planted.tensor), planted.config(model)
-    chains = [RunnableChain(m, blocks, config, source) for m in (model, swapped(model, swaps))]
+    chains = [planted.chain(one) for one in (model, swapped(model, swaps))]
     tokenizer = planted.tokenizer(model)
     kl, same, tokens = 0.0, 0, 0
     for line in texts["own"].read_text().splitlines():
@@ -98,7 +91,7 @@ def test_a_chain_is_certified_as_a_whole(planted: Zoo, texts: Texts) -> None:
     swaps = [f"{hop}=middling" for hop in hops]
     single = certify(planted, "base", swaps, _two(texts))
     (whole,) = certify(planted, "base", [swaps], _two(texts))
-    assert whole.kind == "chain" and len(whole.swaps) == 6
+    assert len(whole.swaps) == 6
     largest = max(record.evidence.together.kl for record in single)
     assert whole.evidence.together.kl > 2 * largest
 
@@ -195,11 +188,12 @@ def test_swaps_that_make_no_sense_are_refused_in_words(planted: Zoo, tmp_path: P
     model = planted.model("base")
     for wanted, kind, why in [
         ("layers.1.mlp", UsageError, "is no swap"),
+        ("layers.1.mlp=near@", UsageError, "is no swap"),
         ("layers.9.mlp=near", NotFoundError, "no hop 'layers.9.mlp'"),
-        ("layers.1.mlp=near:layers.9.mlp", NotFoundError, "near has no hop"),
+        ("layers.1.mlp=near@layers.9.mlp", NotFoundError, "near has no hop"),
         ("layers.1.mlp=nobody", NotFoundError, "nobody"),
         ("embedding=near", UsageError, "the same block"),
-        ("layers.1.mlp=near:layers.1.attention", BlockzooError, "is attention"),
+        ("layers.1.mlp=near@layers.1.attention", BlockzooError, "is attention"),
         (["layers.1.mlp=near", "layers.*=far"], UsageError, "swapped twice"),
         ([], UsageError, "no block"),
     ]:
@@ -207,7 +201,7 @@ def test_swaps_that_make_no_sense_are_refused_in_words(planted: Zoo, tmp_path: P
             find_swaps(planted, model, wanted)
     planted.tag("near", "near:v2")
     assert len(find_swaps(planted, model, "layers.*=near:v2")) == 6
-    (one,) = find_swaps(planted, model, "layers.1.mlp=near:v2:layers.2.mlp")
+    (one,) = find_swaps(planted, model, "layers.1.mlp=near:v2@layers.2.mlp")
     assert one.donor_hop == "layers.2.mlp"
 
 
