@@ -59,7 +59,7 @@ def missing(zoo: Zoo, record: Equivalence) -> list[str]:
     if zoo.objects.find("models", record.model) is None:
         gone.append(f"model {record.model[:12]}")
     for swap in record.swaps:
-        for digest in (swap.block, swap.by):
+        for digest in (swap.block, swap.by, *swap.adapters):
             if zoo.objects.find("blocks", digest) is None:
                 gone.append(f"block {digest[:12]} at {swap.hop}")
     return gone

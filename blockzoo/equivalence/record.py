@@ -103,7 +103,7 @@ class Equivalence:
     def from_json(cls, data: Mapping[str, Any]) -> Equivalence:
         return cls(
             data["model"],
-            tuple(Swap(**swap) for swap in data["swaps"]),
+            tuple(Swap.from_json(swap) for swap in data["swaps"]),
             Judgement(**data["judgement"]),
             Evidence.from_json(data["evidence"]),
             Evidence.from_json(data["floor"]),

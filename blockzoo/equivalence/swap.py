@@ -34,6 +34,8 @@ class Swap:
         Digest of the block that stands in for it.
     donor, donor_hop : str
         The digest of a model that has it, and the hop where.
+    adapters : tuple of str
+        Digests of adapter blocks that are laid on it: what it differs from `block` by, compactly.
     """
 
     hop: str
@@ -41,9 +43,15 @@ class Swap:
     by: str
     donor: str
     donor_hop: str
+    adapters: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, str]:
-        return dict(vars(self))
+    def to_json(self) -> dict[str, Any]:
+        data = {name: value for name, value in vars(self).items() if name != "adapters"}
+        return data | ({"adapters": list(self.adapters)} if self.adapters else {})
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Swap:
+        return cls(**{**data, "adapters": tuple(data.get("adapters", ()))})
 
 
 def find_swaps(zoo: Zoo, model: Model, wanted: str | Iterable[str]) -> tuple[Swap, ...]:
@@ -82,9 +90,13 @@ def find_swaps(zoo: Zoo, model: Model, wanted: str | Iterable[str]) -> tuple[Swa
 
 def swapped(model: Model, swaps: Sequence[Swap]) -> Model:
     """The model with other blocks in its chain; it is not a record of any zoo."""
-    by = {swap.hop: swap.by for swap in swaps}
-    chain = tuple(replace(hop, block=by.get(hop.name, hop.block)) for hop in model.chain)
-    return replace(model, chain=chain)
+    by = {swap.hop: swap for swap in swaps}
+    chain = []
+    for hop in model.chain:
+        if swap := by.get(hop.name):
+            hop = replace(hop, block=swap.by, adapters=(*hop.adapters, *swap.adapters))
+        chain.append(hop)
+    return replace(model, chain=tuple(chain))
 
 
 def _parse(zoo: Zoo, model: Model, text: str) -> list[Swap]:

@@ -61,8 +61,8 @@ def first_names(refs: Refs) -> dict[str, str]:
 def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:
     """Follow models to their blocks, tensors, files and bases, and to what is certified of them.
 
-    An equivalence record is reached from its receiving model and leads nowhere: it keeps no
-    block, and it goes when the model goes.
+    An equivalence record is reached from its receiving model, and goes when the model goes. It
+    keeps the adapter blocks that were made for it; it does not keep other models' blocks.
 
     Parameters
     ----------
@@ -73,6 +73,19 @@ def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:
     result = Reach()
     for digest, names in starts.items():
         _visit(objects, result, digest, set(names))
+    for record in objects.all("equivalences"):
+        key = ("equivalences", record.digest)
+        try:
+            found = objects.equivalence(record.digest)
+        except DamagedError:
+            result.names[key] = set()  # whatever it was of: in doubt it stays
+            continue
+        needed = result.names.get(("models", found["model"]))
+        if needed is None:
+            continue
+        result.names[key] = set(needed)
+        for block in {b for swap in found["swaps"] for b in swap.get("adapters", ())}:
+            _visit_block(objects, result, block, needed)
     for (folder, digest), needed in list(result.names.items()):
         if folder == "tensors":
             try:
@@ -83,23 +96,12 @@ def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:
             if reference:
                 result.names.setdefault(("tensors", reference), set()).update(needed)
                 result.references[digest] = reference
-    for record in objects.all("equivalences"):
-        key = ("equivalences", record.digest)
-        try:
-            model = objects.equivalence(record.digest)["model"]
-        except DamagedError:
-            result.names[key] = set()  # whatever it was of: in doubt it stays
-            continue
-        if ("models", model) in result.names:
-            result.names[key] = set(result.names["models", model])
     return result
 
 
 def _visit(objects: Objects, result: Reach, digest: str, names: set[str]) -> None:
-    def mark(folder: str, digest: str) -> bool:
-        seen = (folder, digest) in result.names
+    def mark(folder: str, digest: str) -> None:
         result.names.setdefault((folder, digest), set()).update(names)
-        return seen
 
     mark("models", digest)
     try:
@@ -111,13 +113,17 @@ def _visit(objects: Objects, result: Reach, digest: str, names: set[str]) -> Non
         if part.source != "bytes":
             mark("tensors" if part.source == "tensor" else "files", part.digest)
     for block in (b for hop in model.chain for b in (hop.block, *hop.adapters) if b):
-        mark("blocks", block)
-        try:
-            record = result.blocks[block] = result.blocks.get(block) or objects.block(block)
-        except DamagedError as error:
-            result.unread["blocks", block] = error
-            continue
-        for ref in record.tensors.values():
-            mark("tensors", ref.digest)
+        _visit_block(objects, result, block, names)
     if model.base:
         _visit(objects, result, model.base, names)
+
+
+def _visit_block(objects: Objects, result: Reach, digest: str, names: set[str]) -> None:
+    result.names.setdefault(("blocks", digest), set()).update(names)
+    try:
+        block = result.blocks[digest] = result.blocks.get(digest) or objects.block(digest)
+    except DamagedError as error:
+        result.unread["blocks", digest] = error
+        return
+    for ref in block.tensors.values():
+        result.names.setdefault(("tensors", ref.digest), set()).update(names)
