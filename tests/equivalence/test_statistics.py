@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -18,15 +21,37 @@ def losses(
     return of_document[owners] * np.exp(random.normal(0, 1, len(owners)) - 0.5), owners
 
 
-@pytest.mark.parametrize(("documents", "missed"), [(30, 0.10), (150, 0.085)])
-def test_an_upper_bound_holds_about_as_often_as_it_says(documents: int, missed: float) -> None:
+@pytest.mark.parametrize(
+    ("documents", "missed", "typical"), [(30, 0.07, 1.6), (60, 0.07, 1.35), (150, 0.07, 1.25)]
+)
+def test_an_upper_bound_holds_about_as_often_as_it_says(
+    documents: int, missed: float, typical: float
+) -> None:
     """Nearer to the 5% of its name than a percentile bound, which 14% and 10% exceed."""
     random = np.random.default_rng(1)
     tries = [rate(*losses(random, documents), resamples=999) for _ in range(1500)]
     assert sum(one.high < 1 for one in tries) < 1500 * missed
     # and it is no empty promise
-    assert np.median([one.high for one in tries]) < (1.6 if documents == 30 else 1.25)
-    assert sum(one.low > 1 for one in tries) < 1500 * 0.085
+    assert np.median([one.high for one in tries]) < typical
+    assert sum(one.low > 1 for one in tries) < 1500 * 0.065
+
+
+def test_it_holds_for_losses_of_real_swaps() -> None:
+    """Documents drawn from all those of a text; without caution for few, 8.5% exceed the bound.
+
+    ``losses.json`` has, of blocks disturbed in models of ``../shared/family``, the tokens and the
+    sum of KL of every document of both texts of a domain.
+    """
+    random = np.random.default_rng(7)
+    missed = []
+    for found in json.loads(Path(__file__).with_name("losses.json").read_text()):
+        tokens, kl = np.array(found["tokens"]), np.array(found["kl"])
+        for _ in range(250):
+            drawn = random.integers(0, len(kl), 30)
+            owners = np.repeat(np.arange(30), tokens[drawn])
+            values = (kl / tokens)[drawn][owners]
+            missed.append(rate(values, owners, resamples=999).high < kl.sum() / tokens.sum())
+    assert np.mean(missed) < 0.065
 
 
 def test_a_p_value_says_what_the_bound_says() -> None:
@@ -71,4 +96,5 @@ def test_holm() -> None:
 
 def test_resamples_are_enough_for_the_best_of_many_to_pass() -> None:
     for candidates in (1, 100, 1000):
-        assert candidates / (resamples_for(candidates) + 1) <= ALPHA / 2
+        least = rate(*losses(np.random.default_rng(6), 30), resamples=99).caution
+        assert least * candidates / (resamples_for(candidates) + 1) <= ALPHA / 2
