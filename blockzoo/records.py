@@ -90,6 +90,9 @@ class Hop:
         Digest.
     adapters : tuple of str
         Digests of the adapter blocks attached here.
+    at : tuple of int
+        For a stitch: after how many layers of the model it comes from it stands, and before
+        which layer of the model that follows. The same block may stand at several positions.
     """
 
     name: str
@@ -97,6 +100,7 @@ class Hop:
     prefix: str
     block: str
     adapters: tuple[str, ...] = ()
+    at: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {
@@ -105,12 +109,13 @@ class Hop:
             "prefix": self.prefix,
             "block": self.block,
         }
+        data |= {"at": list(self.at)} if self.at else {}
         return data | ({"adapters": list(self.adapters)} if self.adapters else {})
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Hop:
-        adapters = tuple(data.get("adapters", ()))
-        return cls(data["name"], data["kind"], data["prefix"], data["block"], adapters)
+        adapters, at = tuple(data.get("adapters", ())), tuple(data.get("at", ()))
+        return cls(data["name"], data["kind"], data["prefix"], data["block"], adapters, at)
 
 
 @dataclass(frozen=True)

@@ -207,8 +207,13 @@ class RunnableChain:
                 return compiled.backbone.run(input_ids, attention_mask, positions, cache, embedded)
 
     @contextmanager
-    def hop(self, number: int) -> Iterator[Callable[[torch.Tensor, Context], torch.Tensor]]:
+    def hop(
+        self, number: int, *, grad: bool = False
+    ) -> Iterator[Callable[[torch.Tensor, Context], torch.Tensor]]:
         """One of ``compiled.hops`` with its tensors in memory inside, and not outside.
+
+        With ``grad``, gradients go back through it to its input, its own tensors staying what
+        they are; these stay in memory until then.
 
         Yields
         ------
@@ -216,15 +221,26 @@ class RunnableChain:
             (hidden states (B, T, width), the `Context` of their text) to (B, T, width).
         """
         hop = self._compiled.hops[number]
-        with torch.no_grad(), self._executors.lock, hop.binding.bound(self._tensors):
+        with (
+            torch.set_grad_enabled(grad),
+            self._executors.lock,
+            hop.binding.bound(self._tensors),
+        ):
             yield lambda hidden, context: hop.executor.run(
                 hidden, hop.depth, context.of(hop.layer_type)
             )
 
-    def end(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The head hop: logits (B, T, V), float32, of hidden states (B, T, width)."""
+    def end(self, hidden: torch.Tensor, *, grad: bool = False) -> torch.Tensor:
+        """The head hop: logits (B, T, V), float32, of hidden states (B, T, width).
+
+        With ``grad``, gradients go back through it, as in `hop`.
+        """
         compiled = self._compiled
-        with torch.no_grad(), self._executors.lock, compiled.head.bound(self._tensors):
+        with (
+            torch.set_grad_enabled(grad),
+            self._executors.lock,
+            compiled.head.bound(self._tensors),
+        ):
             return compiled.tail.run(hidden).float()
 
     def _check_length(self, past: int, length: int) -> None:

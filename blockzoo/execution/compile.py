@@ -11,9 +11,16 @@ from blockzoo.execution.adapters.registry import lay_on
 from blockzoo.execution.adapters.virtual import VirtualTokens, virtual_tokens
 from blockzoo.execution.binding import Attachment, Binding, Source, missing_tensors
 from blockzoo.execution.context import Backbone
-from blockzoo.execution.executor import Executor, Executors, HeadExecutor, LayerExecutor
+from blockzoo.execution.executor import (
+    Executor,
+    Executors,
+    HeadExecutor,
+    LayerExecutor,
+    StitchExecutor,
+)
 from blockzoo.execution.fused import fused_parameter
 from blockzoo.execution.modules import family_of, submodule
+from blockzoo.execution.stitch import KIND
 from blockzoo.partition.family import Family
 from blockzoo.records import Block, Hop, Model
 from blockzoo.tensors import TensorRef
@@ -21,10 +28,20 @@ from blockzoo.tensors import TensorRef
 
 @dataclass(frozen=True)
 class CompiledHop:
-    """A layer, or half of one, ready to run."""
+    """A layer, half of one, or a stitch, ready to run.
+
+    Parameters
+    ----------
+    block : Block
+    executor : LayerExecutor or StitchExecutor
+    binding : Binding
+    depth : int
+        The layer's place in the cache; a stitch's is that of the layer after it.
+    layer_type : str or None
+    """
 
     block: Block
-    executor: LayerExecutor
+    executor: LayerExecutor | StitchExecutor
     binding: Binding
     depth: int
     layer_type: str | None
@@ -81,9 +98,16 @@ def compile_chain(
     family = family_of(blocks[first.block].spec)
     named = _named(model, blocks)
     types: list[str | None] = []
-    hops = []
+    hops: list[CompiledHop] = []
     for hop in middle:
-        block, depth = blocks[hop.block], _depth(hop)
+        block = blocks[hop.block]
+        if block.kind == KIND:
+            stitch = executors.stitch(block.spec, hop.at)
+            binding = _bind(stitch, dict(block.tensors), hop, blocks)
+            after = 1 + max((done.depth for done in hops), default=-1)
+            hops.append(CompiledHop(block, stitch, binding, after, None))
+            continue
+        depth = _depth(hop)
         if depth >= layers:
             continue
         layer_type = block.spec.get("layer", {}).get("layer_type")
@@ -92,7 +116,8 @@ def compile_chain(
         executor = executors.layer(block.kind, block.spec)
         binding = _bind(executor, _layer_parameters(executor, block), hop, blocks)
         hops.append(CompiledHop(block, executor, binding, depth, layer_type))
-    if absent := set(range(layers)) - {hop.depth for hop in hops}:
+    there = {hop.depth for hop in hops if hop.block.kind != KIND}
+    if absent := set(range(layers)) - there:
         raise missing_tensors(f"layer {depth}" for depth in absent)
     backbone = executors.backbone(blocks[first.block].spec, types)
     tail = executors.head(blocks[last.block].spec)

@@ -19,6 +19,7 @@ from torch import nn
 from blockzoo.errors import UnservableError
 from blockzoo.execution.context import Backbone
 from blockzoo.execution.modules import causal_lm, family_of, parameter_slots, submodule
+from blockzoo.execution.stitch import KIND, Stitch
 from blockzoo.partition.family import Family, Sublayer
 from blockzoo.tensors import canonical_json
 
@@ -106,6 +107,23 @@ def _module_paths(sublayer: Sublayer) -> list[str]:
     return [sublayer.norm, *sublayer.ops, *post]
 
 
+class StitchExecutor:
+    """A stitch at one position; ``slots`` and ``leaves`` are as in `LayerExecutor`."""
+
+    def __init__(self, layer: Stitch) -> None:
+        self.layer = layer
+        self.slots = parameter_slots(layer)
+        self.leaves = {
+            name.rpartition(".")[0]: layer.get_submodule(name.rpartition(".")[0])
+            for name in self.slots
+        }
+
+    def run(self, hidden: torch.Tensor, depth: int, arguments: Mapping[str, Any]) -> torch.Tensor:
+        """Hidden states (B, T, width) of one model to those of another, (B, T, its width)."""
+        out: torch.Tensor = self.layer(hidden)
+        return out
+
+
 class HeadExecutor:
     """The final norm and the LM head: transformers' causal LM over hidden states.
 
@@ -164,7 +182,7 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(submodule(model, parent), name, module)
 
 
-Executor = LayerExecutor | HeadExecutor | Backbone
+Executor = LayerExecutor | StitchExecutor | HeadExecutor | Backbone
 
 
 class Executors:
@@ -194,6 +212,23 @@ class Executors:
             if key not in self._kept:
                 self._kept[key] = self._build_layer(kind, spec)
             kept: LayerExecutor = self._kept[key]
+            return kept
+
+    def stitch(self, spec: Mapping[str, Any], at: Sequence[int]) -> StitchExecutor:
+        """The executor of a stitch block where it stands.
+
+        Raises
+        ------
+        UnservableError
+            Where it was not fitted for that.
+        """
+        key = canonical_json([KIND, spec, list(at)])
+        with self.lock:
+            if key not in self._kept:
+                with torch.device("meta"):
+                    layer = Stitch.of_spec(spec).stand(at)
+                self._kept[key] = StitchExecutor(layer.eval().requires_grad_(False))
+            kept: StitchExecutor = self._kept[key]
             return kept
 
     def _build_layer(self, kind: str, spec: Mapping[str, Any]) -> LayerExecutor:

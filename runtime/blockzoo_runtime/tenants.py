@@ -15,6 +15,7 @@ from blockzoo.execution.chain import RunnableChain
 from blockzoo.execution.compile import Compiled
 from blockzoo.execution.executor import Executors
 from blockzoo.execution.modules import configuration
+from blockzoo.execution.stitch import KIND
 from blockzoo.records import Model
 from blockzoo.tensors import bytes_digest, canonical_json
 from blockzoo.zoo import Zoo
@@ -23,7 +24,7 @@ from blockzoo_runtime.blocks.resident import ResidentTensors
 from blockzoo_runtime.dtypes import own_dtype
 from blockzoo_runtime.engine.processors import processing
 from blockzoo_runtime.kv import attention
-from blockzoo_runtime.kv.layout import Layout
+from blockzoo_runtime.kv.layout import Group, Layout
 from blockzoo_runtime.tenant import Tenant
 from blockzoo_runtime.tokenizer import Tokenizers
 
@@ -140,20 +141,26 @@ class Tenants:
 
 
 def _layout(config: Any, compiled: Compiled, dtype: torch.dtype) -> Layout:
-    """How the keys and values of a chain lie in pages."""
+    """How the keys and values of a chain lie in pages; cut where a stitch stands, too."""
     layers = config.num_hidden_layers
     groups = min(_GROUPS, layers)
-    cuts = [layers * i // groups for i in range(groups + 1)]
+    stitches = {hop.depth for hop in compiled.hops if hop.block.kind == KIND}
+    cuts = sorted({layers * i // groups for i in range(groups + 1)} | stitches)
+    shapes = {hop.depth: config for hop in compiled.hops}
+    if stitches:
+        for hop in compiled.hops:
+            if hop.block.kind != KIND:
+                shapes[hop.depth] = configuration(config.model_type, hop.block.spec["config"])
+    return Layout(
+        tuple(_group(shapes[first], last - first) for first, last in pairwise(cuts)), dtype
+    )
+
+
+def _group(config: Any, layers: int) -> Group:
+    """A group of layers whose shape a configuration tells."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Layout(
-        groups=tuple(last - first for first, last in pairwise(cuts)),
-        heads=heads,
-        key_width=width,
-        value_width=width,
-        hidden=config.hidden_size,
-        dtype=dtype,
-    )
+    return Group(layers, heads, width, width, config.hidden_size)
 
 
 def _upstream(model: Model, compiled: Compiled, layout: Layout) -> tuple[str, ...]:
@@ -161,12 +168,15 @@ def _upstream(model: Model, compiled: Compiled, layout: Layout) -> tuple[str, ..
     first, *middle, _ = model.chain
     seen = [str(layout.dtype), first.block, *first.adapters]
     result: list[str] = []
-    depth_of = {hop.name: int(hop.name.split(".")[1]) for hop in middle}
+    depth_of: dict[str, int] = {}
+    for hop in middle:  # a stitch belongs to the layer after it
+        after = 1 + max(depth_of.values(), default=-1)
+        depth_of[hop.name] = after if hop.kind == KIND else int(hop.name.split(".")[1])
     for group in range(len(layout.groups)):
         for hop in middle:
             depth = depth_of[hop.name]
-            if depth < sum(layout.groups) and layout.group_of(depth)[0] == group:
-                seen += [hop.name, hop.block, *hop.adapters]
+            if depth < layout.layers and layout.group_of(depth)[0] == group:
+                seen += [hop.name, *map(str, hop.at), hop.block, *hop.adapters]
         result.append(bytes_digest(canonical_json(seen)))
     return tuple(result)
 

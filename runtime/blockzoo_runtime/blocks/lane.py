@@ -110,7 +110,7 @@ class Lane:
             if group and joined.differs(group):
                 kept = pools[group - 1].hidden
                 assert kept is not None
-                hidden = joined.merge(hidden, group, kept, full)
+                hidden = joined.merge(hidden, group, kept)
             route.frame.set(by_tenant(owners, joined.counts[group], len(route.frame.bounds) - 1))
             arguments: dict[Any, dict[str, Any]] = {}
             while hop <= len(compiled.hops):
@@ -233,8 +233,8 @@ class Lane:
             index, blank = upload(
                 [places(table, range(start, end)), places(table, rest)], self._resident.device
             )
-            first = sum(self._layout.groups[:group])
-            own = stored[first : first + self._layout.groups[group], :, start:end]
+            first = self._layout.first_layer(group)
+            own = stored[first : first + self._layout.groups[group].layers, :, start:end]
             pool = self._kv.pool(self._layout, group)
             pool.keys.index_copy_(1, index, own[:, 0])
             pool.values.index_copy_(1, index, own[:, 1])

@@ -114,14 +114,13 @@ class Joined:
             return value.index_select(1, index)
         return value
 
-    def merge(
-        self, hidden: torch.Tensor, group: int, kept: torch.Tensor, full: torch.Tensor
-    ) -> torch.Tensor:
+    def merge(self, hidden: torch.Tensor, group: int, kept: torch.Tensor) -> torch.Tensor:
         """A group's input: the group before's output, and kept states of those that join."""
-        whole = torch.empty_like(full)
+        whole = kept.new_empty(1, sum(row.new for row in self._rows), kept.shape[1])
         before = self._index[group - 1]
         assert before is not None
-        whole.index_copy_(1, before, hidden)
+        if hidden.shape[1]:  # nothing has the width of the group before it
+            whole.index_copy_(1, before, hidden)
         first = 0
         for row in self._rows:
             start, joined = row.starts[group], row.starts[group - 1]

@@ -68,7 +68,10 @@ class PagedAttention:
         blank = [blank_slots(of_group) for of_group in spans]
         places = upload([*(new_slots(of_group) for of_group in spans), *blank], device)
         plans: list[Packed | None] = [None] * len(spans)
-        if packed.is_usable(device, layout.dtype, layout.key_width, layout.value_width):
+        if all(
+            packed.is_usable(device, layout.dtype, group.key_width, group.value_width)
+            for group in layout.groups
+        ):
             numbers = [packed.numbers(of_group) for of_group in spans]
             tensors = iter(upload([each for own in numbers for each in own], device, torch.int32))
             plans = [Packed.of(of_group, [next(tensors) for _ in own])

@@ -45,22 +45,22 @@ class Pool:
         self.device = device
         self.capacity = 0
         self.content = Content()
+        self._shape = layout.groups[group]
         self._page_bytes = (layout.page_bytes(group), layout.page_bytes(group, True))
         self.hidden: torch.Tensor | None = None
         self._most = most
         self._references: list[int] = []
         self._hidden: list[bool] = []
         self._free: list[int] = []
-        self.keys = self._empty(0, layout.key_width)
-        self.values = self._empty(0, layout.value_width)
+        self.keys = self._empty(0, self._shape.key_width)
+        self.values = self._empty(0, self._shape.value_width)
 
     def _empty(self, pages: int, width: int) -> torch.Tensor:
-        layout = self.layout
-        shape = (layout.groups[self.group], pages * PAGE, layout.heads, width)
-        return torch.empty(shape, dtype=layout.dtype, device=self.device)
+        shape = (self._shape.layers, pages * PAGE, self._shape.heads, width)
+        return torch.empty(shape, dtype=self.layout.dtype, device=self.device)
 
     def _empty_hidden(self, pages: int) -> torch.Tensor:
-        shape = (pages * PAGE, self.layout.hidden)
+        shape = (pages * PAGE, self._shape.hidden)
         return torch.empty(shape, dtype=self.layout.dtype, device=self.device)
 
     @property
@@ -105,9 +105,9 @@ class Pool:
         if self._most is not None:
             capacity = min(capacity, self._most)
         capacity = max(capacity, needed)
-        layout, slots = self.layout, used * PAGE
-        keys = self._empty(capacity, layout.key_width)
-        values = self._empty(capacity, layout.value_width)
+        slots = used * PAGE
+        keys = self._empty(capacity, self._shape.key_width)
+        values = self._empty(capacity, self._shape.value_width)
         hidden = None if self.hidden is None else self._empty_hidden(capacity)
         keys[:, :slots] = self.keys[:, :slots]
         values[:, :slots] = self.values[:, :slots]
@@ -148,7 +148,7 @@ class Pool:
         self._hidden.clear()
         self._free.clear()
         self.capacity = 0
-        self.keys = self._empty(0, self.layout.key_width)
-        self.values = self._empty(0, self.layout.value_width)
+        self.keys = self._empty(0, self._shape.key_width)
+        self.values = self._empty(0, self._shape.value_width)
         if self.hidden is not None:
             self.hidden = self._empty_hidden(0)

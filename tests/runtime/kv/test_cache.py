@@ -212,7 +212,7 @@ def test_only_the_slots_of_a_last_page_are_wasted(kv: KVCache) -> None:
 
 def test_pages_of_two_layouts_are_apart(kv: KVCache) -> None:
     finish(kv, (0, 0, 0), TEXT)
-    other = Layout((1, 2, 1), 1, 1, 1, 1, torch.float32)
+    other = Layout.of((1, 2, 1), 1, 1, 1, 1, torch.float32)
     assert kv.begin(other, upstream((0, 0, 0)), TEXT).starts == [0] * 3
 
 

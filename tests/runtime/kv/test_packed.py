@@ -79,7 +79,7 @@ class Step:
     ) -> None:
         draw = random.Random(repr(rows))
         torch.manual_seed(0)
-        self.layout = Layout((1, 1), heads[1], 16, 16, 8, dtype)
+        self.layout = Layout.of((1, 1), heads[1], 16, 16, 8, dtype)
         self.device = device
         self.pools = [Pool(self.layout, group, device) for group in (0, 1)]
         self.spans: list[list[Span]] = []

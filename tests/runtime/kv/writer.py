@@ -11,7 +11,7 @@ from blockzoo_runtime.kv.cache import KVCache
 from blockzoo_runtime.kv.layout import PAGE, Layout
 from blockzoo_runtime.kv.pages import Pages
 
-LAYOUT = Layout((1, 2, 1), heads=1, key_width=1, value_width=1, hidden=1, dtype=torch.float64)
+LAYOUT = Layout.of((1, 2, 1), heads=1, key_width=1, value_width=1, hidden=1, dtype=torch.float64)
 
 
 def upstream(blocks: Sequence[int]) -> tuple[str, ...]:
