@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from blockzoo.execution.chain import RunnableChain
-from blockzoo.execution.passage import Passage, batches, piece_length
+from blockzoo.execution.passage import Passage, batch_size, batches, embedded_width, piece_length
 from blockzoo.progress import Progress, silent
 
-_HIDDEN_BYTES = 256 << 20  # of hidden states at a time, over all chains
-_LOGITS = 1 << 23  # logits of one chain at a time
+_HIDDEN_BYTES = 128 << 20  # of hidden states at a time, over all chains
+_LOGITS = 1 << 22  # logits of one chain at a time
 _LEAST_TOKENS = 2048  # at a time, whatever they take
 
 
@@ -107,8 +107,8 @@ Shard = list[tuple[int, Sequence[int]]]
 
 def _shards(chain: RunnableChain, variants: int, documents: Sequence[Sequence[int]]) -> list[Shard]:
     """Documents in groups whose hidden states fit in memory."""
-    width = next(iter(chain.compiled.embedding.refs())).shape[-1]
-    most = max(_LEAST_TOKENS, _HIDDEN_BYTES // (4 * width * (variants + 2)))
+    states = 4 * embedded_width(chain) * (variants + 2)
+    most = max(_LEAST_TOKENS, _HIDDEN_BYTES // states)
     shards: list[Shard] = [[]]
     size = 0
     for number, ids in enumerate(documents):
@@ -121,7 +121,7 @@ def _shards(chain: RunnableChain, variants: int, documents: Sequence[Sequence[in
 
 
 def _measure(original: RunnableChain, variants: Sequence[Variant], shard: Shard) -> list[Losses]:
-    base = Passage(original, batches(shard, piece_length(original)))
+    base = Passage(original, batches(shard, piece_length(original), batch_size(original)))
     passages = {
         number: Passage(variant.chain, base.batches)
         for number, variant in enumerate(variants)

@@ -7,9 +7,9 @@ Similarity by activations and certification are made of this.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,6 +20,7 @@ from blockzoo.execution.context import Context
 LENGTH = 512
 #: tokens of a batch, padding included
 BATCH = 4096
+_NUMBERS = 1 << 21  # in a batch's hidden states: what a block computes inside is several times it
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,16 @@ def piece_length(chain: RunnableChain) -> int:
     return min(LENGTH, chain.context_length or LENGTH)
 
 
+def batch_size(chain: RunnableChain) -> int:
+    """Tokens of a batch that suit a model: `BATCH`, or fewer for a wide one, to save memory."""
+    return min(BATCH, max(LENGTH, _NUMBERS // embedded_width(chain)))
+
+
+def embedded_width(chain: RunnableChain) -> int:
+    """How many numbers a token is at the embedding."""
+    return next(iter(chain.compiled.embedding.refs())).shape[-1]
+
+
 def _batch(rows: Sequence[tuple[int, list[int]]]) -> Batch:
     longest = len(rows[0][1])
     ids = torch.zeros((len(rows), longest), dtype=torch.int64)
@@ -104,7 +115,7 @@ class Passage:
     ----------
     hidden : list of torch.Tensor
         For each batch the hidden states (B, P + T, width) before the hop that is next; P counts
-        an adapter's virtual tokens. Never changed in place.
+        an adapter's virtual tokens. Neither list nor states are ever changed in place.
     done : int
         Hops behind the embedding that have run.
     """
@@ -112,8 +123,10 @@ class Passage:
     def __init__(self, chain: RunnableChain, batches: Sequence[Batch]) -> None:
         self.chain = chain
         self.batches = batches
-        self._contexts = self._begin()
-        self.hidden = [context.hidden for context in self._contexts]
+        contexts = self._begin()
+        self.hidden = [context.hidden for context in contexts]
+        # hidden states would stay in memory there
+        self._contexts = [replace(context, hidden=torch.empty(0)) for context in contexts]
         self.done = 0
 
     @property
@@ -123,16 +136,40 @@ class Passage:
 
     def step(self) -> None:
         """Run the next hop."""
+        for _ in self.stepping():
+            pass
+
+    def stepping(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Run the next hop, a batch at a time; to be run through to the end.
+
+        Yields
+        ------
+        (torch.Tensor, torch.Tensor)
+            A batch's hidden states before and after.
+        """
+        # a list of its own, as a fork may have the other; a batch is let go of when it has run
+        waiting, after = self.hidden[::-1], []
+        self.hidden = []
         with self.chain.hop(self.done) as run:
-            pairs = zip(self.hidden, self._contexts, strict=True)
-            self.hidden = [run(hidden, context) for hidden, context in pairs]
+            for context in self._contexts:
+                hidden = waiting.pop()
+                after.append(run(hidden, context))
+                yield hidden, after[-1]
+        self.hidden = after
         self.done += 1
 
-    def apply(self, number: int, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """One of this chain's hops on other hidden states of the same texts; nothing moves on."""
+    def applied(self, number: int, hidden: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """One of this chain's hops on other hidden states of the same texts; nothing moves on.
+
+        Yields
+        ------
+        torch.Tensor
+            A batch's hidden states after the hop.
+        """
         contexts = self._begin() if self._cached else self._contexts
         with self.chain.hop(number) as run:
-            return [run(h, context) for h, context in zip(hidden, contexts, strict=True)]
+            for h, context in zip(hidden, contexts, strict=True):
+                yield run(h, context)
 
     def fork(self, chain: RunnableChain) -> Passage:
         """The same texts here in another chain that was equal up to this hop."""

@@ -129,12 +129,13 @@ def _distances(zoo: Zoo, blocks: Sequence[Block], progress: Progress) -> NDArray
 def _activations(
     zoo: Zoo, models: Sequence[Model], text: str | Path, tokens: int, progress: Progress
 ) -> Activations:
-    from blockzoo.execution.passage import batches, piece_length
+    from blockzoo.execution.passage import batch_size, batches, piece_length
     from blockzoo.similarity.activations import compare_activations
 
     documents = _documents(zoo, models, text, tokens)
     chains = [zoo.chain(model) for model in models]
-    cut = batches(list(enumerate(documents)), min(map(piece_length, chains)))
+    length, size = (min(map(fitting, chains)) for fitting in (piece_length, batch_size))
+    cut = batches(list(enumerate(documents)), length, size)
     first, second = (
         (chain, [hop.name for hop in model.chain[1:-1]][: len(chain.compiled.hops)])
         for chain, model in zip(chains, models, strict=True)

@@ -8,7 +8,7 @@ larger than memory can be compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -25,6 +25,8 @@ from blockzoo.similarity.cka import cka_matrix, layer_vector
 SAMPLES = 768
 #: with fewer tokens, CKA is off by more than a few hundredths
 FEW = 256
+_VECTOR_BYTES = 128 << 20  # of all hops' vectors: models of very many hops get fewer samples
+_ROWS = 256  # hidden states that are compared at a time
 _LOGITS = 1 << 22  # logits at a time
 _DEAD = 1e-6  # of the mean energy: a dimension that moves less counts as if it moved so much
 
@@ -112,25 +114,23 @@ def compare_activations(
         Told hops.
     """
     (a, a_names), (b, b_names) = first, second
-    rows = _sampled_rows(batches)
+    rows = _sampled_rows(batches, len(a_names) + len(b_names) + 2)
     left, right = Passage(a, batches), Passage(b, batches)
-    vectors = [_vector(p, p.hidden, rows) for p in (left, right)]
-    layers, others = [vectors[0]], [vectors[1]]
-    zero = [torch.zeros(1)] * len(batches)
-    errors = {EMBEDDING: _errors(left, left.hidden, right.hidden, zero)}
+    layers, others = ([_vector(p, p.hidden, rows)] for p in (left, right))
+    nothing = [torch.zeros(1)] * len(batches)
+    errors = {EMBEDDING: _errors(left, left.hidden, right.hidden, nothing)}
     total = max(len(a_names), len(b_names)) + 1
     for number, (name, other) in enumerate(zip_longest(a_names, b_names)):
         if name is not None:
-            before = left.hidden
-            left.step()
-            layers.append(_vector(left, _minus(left.hidden, before), rows))
-            if name in b_names:
+            before = left.hidden if name in b_names else []
+            layers.append(_vector(left, _updates(left), rows))
+            if before:
                 errors[name] = _block_errors(left, right, b_names.index(name), before)
+            del before
         if other is not None:
-            before = right.hidden
-            right.step()
-            others.append(_vector(right, _minus(right.hidden, before), rows))
+            others.append(_vector(right, _updates(right), rows))
         progress("hops", number + 1, total, 0)
+    right.hidden = []  # done with
     errors[HEAD] = _head_errors(left, ends.get(HEAD))
     pair = zip(errors[EMBEDDING], _head_errors(left, ends.get(EMBEDDING)), strict=True)
     first_error, by_dimension, drift = (_larger(*each) for each in pair)
@@ -159,10 +159,12 @@ def _cka(
     return found if math.isfinite(found) else None
 
 
-def _sampled_rows(batches: Sequence[Batch]) -> list[NDArray[np.intp]]:
+def _sampled_rows(batches: Sequence[Batch], hops: int) -> list[NDArray[np.intp]]:
     """For each batch, which of its tokens CKA is told from: evenly spread over the text."""
     counts = [int(batch.mask.sum()) for batch in batches]
-    chosen = np.unique(np.linspace(0, sum(counts) - 1, min(SAMPLES, sum(counts))).astype(np.intp))
+    fitting = max(FEW, math.isqrt(2 * _VECTOR_BYTES // (4 * hops)))  # a vector is n²/2 float32
+    count = min(SAMPLES, fitting, sum(counts))
+    chosen = np.unique(np.linspace(0, sum(counts) - 1, count).astype(np.intp))
     ends = np.cumsum(counts)
     return [
         chosen[(chosen >= end - count) & (chosen < end)] - (end - count)
@@ -171,7 +173,7 @@ def _sampled_rows(batches: Sequence[Batch]) -> list[NDArray[np.intp]]:
 
 
 def _vector(
-    passage: Passage, values: Sequence[torch.Tensor], rows: Sequence[NDArray[np.intp]]
+    passage: Passage, values: Iterable[torch.Tensor], rows: Sequence[NDArray[np.intp]]
 ) -> NDArray[np.float32]:
     picked = [
         passage.select(number, value)[torch.from_numpy(rows[number])]
@@ -180,8 +182,10 @@ def _vector(
     return layer_vector(torch.cat(picked).float().numpy())
 
 
-def _minus(after: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [x - y for x, y in zip(after, before, strict=True)]
+def _updates(passage: Passage) -> Iterator[torch.Tensor]:
+    """Run the next hop; what it adds to each batch's hidden states."""
+    for before, after in passage.stepping():
+        yield after - before
 
 
 def _block_errors(
@@ -190,26 +194,29 @@ def _block_errors(
     """The error of a block of `right` on what the same-named one of `left` was given."""
     if before[0].shape != right.hidden[0].shape:  # of another width, or with virtual tokens
         return _UNKNOWN
-    return _errors(left, left.hidden, right.apply(number, before), before)
+    return _errors(left, left.hidden, right.applied(number, before), before)
 
 
 def _errors(
     passage: Passage,
     ours: Sequence[torch.Tensor],
-    theirs: Sequence[torch.Tensor],
+    theirs: Iterable[torch.Tensor],
     inputs: Sequence[torch.Tensor],
 ) -> Errors:
-    if ours[0].shape[-1] != theirs[0].shape[-1]:
-        return _UNKNOWN
     width = ours[0].shape[-1]
     apart, moved, flowing = np.zeros(width), np.zeros(width), 0.0
     for number, (f, g, x) in enumerate(zip(ours, theirs, inputs, strict=True)):
-        f_tokens = passage.select(number, f).double()
-        g_tokens = passage.select(number, g).double()
-        base = passage.select(number, x).double() if x.ndim > 1 else 0.0
-        apart += ((g_tokens - f_tokens) ** 2).sum(0).numpy()
-        moved += ((f_tokens - base) ** 2).sum(0).numpy()
-        flowing += float((f_tokens**2).sum())
+        if g.shape[-1] != width:
+            return _UNKNOWN
+        base = passage.select(number, x) if x.ndim > 1 else torch.zeros(1, width)
+        kept = passage.select(number, f), passage.select(number, g)
+        base = base.expand_as(kept[0])
+        # in float64, so a few rows at a time
+        for some in zip(*(each.split(_ROWS) for each in (*kept, base)), strict=True):
+            f_tokens, g_tokens, x_tokens = (each.double() for each in some)
+            apart += (g_tokens - f_tokens).square_().sum(0).numpy()
+            moved += (f_tokens - x_tokens).square_().sum(0).numpy()
+            flowing += float(f_tokens.square_().sum())
     return _told(apart, moved, flowing)
 
 

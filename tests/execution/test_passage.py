@@ -98,7 +98,7 @@ def test_a_fork_goes_its_own_way(tmp_path: Path) -> None:
     before = [hidden.clone() for hidden in first.hidden]
     second.step()
     assert all(torch.equal(a, b) for a, b in zip(first.hidden, before, strict=True))
-    applied = first.apply(1, first.hidden)
+    applied = list(first.applied(1, first.hidden))
     assert all(torch.equal(a, b) for a, b in zip(applied, second.hidden, strict=True))
 
 
