@@ -212,7 +212,7 @@ def _errors(
         kept = passage.select(number, f), passage.select(number, g)
         base = base.expand_as(kept[0])
         # in float64, so a few rows at a time
-        for some in zip(*(each.split(_ROWS) for each in (*kept, base)), strict=True):
+        for some in zip(*(torch.split(each, _ROWS) for each in (*kept, base)), strict=True):
             f_tokens, g_tokens, x_tokens = (each.double() for each in some)
             apart += (g_tokens - f_tokens).square_().sum(0).numpy()
             moved += (f_tokens - x_tokens).square_().sum(0).numpy()
