@@ -31,6 +31,7 @@ from blockzoo.tensors import TensorInfo
 if TYPE_CHECKING:
     from blockzoo.arrival import Ingested
     from blockzoo.dedupe.plan import Level, Plan
+    from blockzoo.equivalence.chains import CertifiedChain
     from blockzoo.equivalence.record import Equivalence
     from blockzoo.execution.chain import RunnableChain
     from blockzoo.execution.tensors import TensorSource
@@ -478,6 +479,14 @@ class Zoo:
         from blockzoo.equivalence.listing import equivalences
 
         return equivalences(self, name)
+
+    def chains(
+        self, name: str, at_most: str = "B", *, any_text: bool = False
+    ) -> list[CertifiedChain]:
+        """The chains that are proven to stand in for a model; see `equivalence.chains.chains`."""
+        from blockzoo.equivalence.chains import chains
+
+        return chains(self, name, at_most, any_text=any_text)
 
     @property
     def explore(self) -> Explorer:
