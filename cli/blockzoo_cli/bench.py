@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from blockzoo.errors import UsageError
+from blockzoo_cli.assembling import assembly_options
 from blockzoo_cli.verb import App, verb
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--memory", help="A budget such as 8GiB.")
 @click.option("--device", default="auto", show_default=True, help="Such as cpu or cuda:0.")
 @click.option("--dtype", default="auto", show_default="each checkpoint's", help="Such as float32.")
+@assembly_options
 def command(
     app: App,
     names: tuple[str, ...],
@@ -51,6 +53,8 @@ def command(
     memory: str | None,
     device: str,
     dtype: str,
+    assembly: str,
+    any_text: bool,
 ) -> None:
     """Play a workload against the models NAME... and show how it was served.
 
@@ -88,7 +92,9 @@ def command(
         if outcome.error is not None:
             app.output.complain(f"{outcome.model}: {outcome.error}")
 
-    with LLM(zoo, device=device, dtype=dtype, memory=memory) as llm:
+    with LLM(
+        zoo, device=device, dtype=dtype, memory=memory, assembly=assembly, any_text=any_text
+    ) as llm:
         replayed = replay(llm, given, sampling, at_once=at_once, tell=tell)
         stats, held = llm.stats(), llm.memory()
     data: dict[str, Any] = replayed.to_json()

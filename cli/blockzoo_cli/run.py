@@ -8,6 +8,7 @@ import sys
 import click
 
 from blockzoo.errors import UsageError
+from blockzoo_cli.assembling import assembly_options
 from blockzoo_cli.verb import App, verb
 
 
@@ -27,6 +28,7 @@ from blockzoo_cli.verb import App, verb
 @click.option("--ignore-eos", is_flag=True, help="Go on past the model's end token.")
 @click.option("--device", default="auto", show_default=True, help="Such as cpu or cuda:0.")
 @click.option("--dtype", default="auto", show_default="the checkpoint's", help="Such as float32.")
+@assembly_options
 def command(
     app: App,
     name: str,
@@ -42,6 +44,8 @@ def command(
     ignore_eos: bool,
     device: str,
     dtype: str,
+    assembly: str,
+    any_text: bool,
 ) -> None:
     """Let NAME go on from a prompt; the answer streams to stdout.
 
@@ -76,7 +80,7 @@ def command(
         stop=stop,
         ignore_eos=ignore_eos,
     )
-    llm = LLM(zoo, device=device, dtype=dtype)
+    llm = LLM(zoo, device=device, dtype=dtype, assembly=assembly, any_text=any_text)
     stream = llm.stream(Request(name, given, sampling))
     if app.output.mode != "human":
         [completion] = [piece.completion for piece in stream if piece.completion]

@@ -18,6 +18,9 @@ import torch
 from blockzoo.errors import UsageError
 from blockzoo.explore.table import Table
 from blockzoo.zoo import Zoo
+from blockzoo_runtime.assembly.menu import EXACT, parse_assembly
+from blockzoo_runtime.assembly.policy import Policy
+from blockzoo_runtime.assembly.sparing import sparing
 from blockzoo_runtime.blocks.profile import load_profile
 from blockzoo_runtime.blocks.resident import ResidentTensors, parse_bytes
 from blockzoo_runtime.device import find_device
@@ -29,6 +32,7 @@ from blockzoo_runtime.engine.holdings import holdings
 from blockzoo_runtime.engine.job import Limits
 from blockzoo_runtime.engine.prepare import Asked, Scorable, generation, sampling_of, scoring
 from blockzoo_runtime.engine.request import Completion, Failed, Piece, Scored
+from blockzoo_runtime.engine.sequence import Generation
 from blockzoo_runtime.engine.stats import EngineStats
 from blockzoo_runtime.kv.cache import KVCache
 from blockzoo_runtime.kv.memory import Memory
@@ -53,6 +57,14 @@ class LLM:
         How many tokens of prompts are computed in one step, beside one of each other request.
     max_waiting : int
         How many requests of one model may wait before more are refused.
+    assembly : str
+        Which chains may serve a request that does not say: ``"exact"``, or ``"at_most:A"``,
+        ``"at_most:B"``, ``"at_most:C"``: the exact chain or one that is certified with this grade
+        or a better one, whichever is cheapest now.
+    any_text : bool
+        Let certificates count that name no text of the model's own domain, too.
+    policy : Policy
+        What is cheapest; see `assembly.policy`.
 
     Raises
     ------
@@ -76,7 +88,12 @@ class LLM:
         max_batch: int = 64,
         max_step_tokens: int = 512,
         max_waiting: int = 1024,
+        assembly: str = EXACT,
+        any_text: bool = False,
+        policy: Policy = sparing,
     ) -> None:
+        parse_assembly(assembly)
+        self.assembly = assembly
         limits = {"max_batch": max_batch, "max_step_tokens": max_step_tokens,
                   "max_waiting": max_waiting}  # fmt: skip
         for name, value in limits.items():
@@ -88,25 +105,42 @@ class LLM:
         self._kv = KVCache(budget, self.device)
         self._resident = ResidentTensors(self.zoo.tensor, self.device, budget)
         own = isinstance(dtype, str) and dtype == "auto"
-        self._tenants = Tenants(self.zoo, self._resident, None if own else parse_dtype(str(dtype)))
+        compute = None if own else parse_dtype(str(dtype))
+        self._tenants = Tenants(self.zoo, self._resident, compute, any_text)
         self._engine = Engine(
             self._resident,
             self._kv,
             Limits(max_batch, max_step_tokens, max_waiting),
             self._tenants.knows,
             partial(load_profile, self.zoo, self.device),
+            policy,
         )
 
     @overload
     def generate(
-        self, requests: Iterable[Asked], *, on_error: Literal["raise"] = ..., **sampling: Any
+        self,
+        requests: Iterable[Asked],
+        *,
+        on_error: Literal["raise"] = ...,
+        assembly: str | None = None,
+        **sampling: Any,
     ) -> list[Completion]: ...
     @overload
     def generate(
-        self, requests: Iterable[Asked], *, on_error: Literal["return"], **sampling: Any
+        self,
+        requests: Iterable[Asked],
+        *,
+        on_error: Literal["return"],
+        assembly: str | None = None,
+        **sampling: Any,
     ) -> list[Completion | Failed]: ...
     def generate(
-        self, requests: Iterable[Asked], *, on_error: OnError = "raise", **sampling: Any
+        self,
+        requests: Iterable[Asked],
+        *,
+        on_error: OnError = "raise",
+        assembly: str | None = None,
+        **sampling: Any,
     ) -> Any:
         """Answer requests, of any mixture of models.
 
@@ -117,6 +151,8 @@ class LLM:
         on_error : {"raise", "return"}
             Whether the first request that fails ends the call, or has a `Failed` among the
             results.
+        assembly : str, optional
+            Which chains may serve those that do not say; the engine's where None.
         **sampling
             The values of `Sampling` for requests that do not bring their own: max_new_tokens,
             temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty,
@@ -132,17 +168,32 @@ class LLM:
         NotFoundError, UnservableError, UsageError
             By name; what can be known before anything runs is raised before anything runs.
         """
-        return run_all(self._engine, self._generations(requests, sampling, on_error), on_error)
+        prepared = self._generations(requests, sampling, assembly, on_error)
+        return run_all(self._engine, prepared, on_error)
 
     @overload
     def score(
-        self, texts: Iterable[Scorable], *, on_error: Literal["raise"] = ...
+        self,
+        texts: Iterable[Scorable],
+        *,
+        on_error: Literal["raise"] = ...,
+        assembly: str | None = None,
     ) -> list[Scored]: ...
     @overload
     def score(
-        self, texts: Iterable[Scorable], *, on_error: Literal["return"]
+        self,
+        texts: Iterable[Scorable],
+        *,
+        on_error: Literal["return"],
+        assembly: str | None = None,
     ) -> list[Scored | Failed]: ...
-    def score(self, texts: Iterable[Scorable], *, on_error: OnError = "raise") -> Any:
+    def score(
+        self,
+        texts: Iterable[Scorable],
+        *,
+        on_error: OnError = "raise",
+        assembly: str | None = None,
+    ) -> Any:
         """How likely models find texts, token by token.
 
         Parameters
@@ -151,6 +202,7 @@ class LLM:
             Each text, prompt or continuation as text or as token ids. Of (name, text) every
             token but the first is scored; of the other only the continuation's.
         on_error : {"raise", "return"}
+        assembly : str, optional
             As in `generate`, whose errors may come too.
 
         Returns
@@ -158,10 +210,14 @@ class LLM:
         list of Scored
             In the order of the texts.
         """
-        prepared = prepare_all(partial(scoring, self._tenants), texts, on_error)
+        use = assembly or self.assembly
+        parse_assembly(use)
+        prepared = prepare_all(lambda one: scoring(self._tenants, one, use), texts, on_error)
         return run_all(self._engine, prepared, on_error)
 
-    def stream(self, request: Asked, **sampling: Any) -> Iterator[Piece]:
+    def stream(
+        self, request: Asked, *, assembly: str | None = None, **sampling: Any
+    ) -> Iterator[Piece]:
         """Answer one request, token by token; the last piece has the whole completion.
 
         Parameters and errors are `generate`'s; those known at once come with the call, not the
@@ -172,20 +228,35 @@ class LLM:
         BusyError
             Where too many requests for the model wait already.
         """
-        one = generation(self._tenants, request, sampling_of(sampling), streamed=True)
+        one = self._streamed(request, sampling, assembly)
         self._engine.submit(one)
         return Stream(one.handle)
 
     @overload
     async def agenerate(
-        self, requests: Iterable[Asked], *, on_error: Literal["raise"] = ..., **sampling: Any
+        self,
+        requests: Iterable[Asked],
+        *,
+        on_error: Literal["raise"] = ...,
+        assembly: str | None = None,
+        **sampling: Any,
     ) -> list[Completion]: ...
     @overload
     async def agenerate(
-        self, requests: Iterable[Asked], *, on_error: Literal["return"], **sampling: Any
+        self,
+        requests: Iterable[Asked],
+        *,
+        on_error: Literal["return"],
+        assembly: str | None = None,
+        **sampling: Any,
     ) -> list[Completion | Failed]: ...
     async def agenerate(
-        self, requests: Iterable[Asked], *, on_error: OnError = "raise", **sampling: Any
+        self,
+        requests: Iterable[Asked],
+        *,
+        on_error: OnError = "raise",
+        assembly: str | None = None,
+        **sampling: Any,
     ) -> Any:
         """`generate` for asyncio; a task that is cancelled cancels its requests.
 
@@ -195,13 +266,14 @@ class LLM:
             Where too many requests for a model wait already: it does not wait for room.
         """
         asked = list(requests)
-        prepared = await asyncio.to_thread(self._generations, asked, sampling, on_error)
+        prepared = await asyncio.to_thread(self._generations, asked, sampling, assembly, on_error)
         return await arun_all(self._engine, prepared, on_error)
 
-    async def astream(self, request: Asked, **sampling: Any) -> AsyncIterator[Piece]:
+    async def astream(
+        self, request: Asked, *, assembly: str | None = None, **sampling: Any
+    ) -> AsyncIterator[Piece]:
         """`stream` for asyncio; closing the generator cancels the request."""
-        shared = sampling_of(sampling)
-        one = await asyncio.to_thread(generation, self._tenants, request, shared, True)
+        one = await asyncio.to_thread(self._streamed, request, sampling, assembly)
         self._engine.submit(one)
         try:
             async for piece in one.handle.pieces():
@@ -265,10 +337,21 @@ class LLM:
     def __repr__(self) -> str:
         return f"LLM({str(self.zoo.path)!r}, device={str(self.device)!r})\n{self.memory()!r}"
 
-    def _generations(
-        self, requests: Iterable[Asked], sampling: dict[str, Any], on_error: OnError
-    ) -> Prepared:
+    def _streamed(
+        self, request: Asked, sampling: dict[str, Any], assembly: str | None
+    ) -> Generation:
         shared = sampling_of(sampling)
+        return generation(self._tenants, request, shared, assembly or self.assembly, streamed=True)
+
+    def _generations(
+        self,
+        requests: Iterable[Asked],
+        sampling: dict[str, Any],
+        assembly: str | None,
+        on_error: OnError,
+    ) -> Prepared:
+        shared, use = sampling_of(sampling), assembly or self.assembly
+        parse_assembly(use)
         return prepare_all(
-            lambda asked: generation(self._tenants, asked, shared), requests, on_error
+            lambda asked: generation(self._tenants, asked, shared, use), requests, on_error
         )

@@ -48,6 +48,8 @@ class Outcome:
     prompt_tokens, new_tokens : int
     error : str or None
         What it failed of.
+    assembly : str or None
+        The chain that answered, see `Completion`.
     """
 
     model: str
@@ -57,6 +59,7 @@ class Outcome:
     prompt_tokens: int
     new_tokens: int
     error: str | None = None
+    assembly: str | None = None
 
     @property
     def to_first(self) -> float | None:
@@ -181,7 +184,7 @@ def _serve(llm: LLM, arrival: Arrival, sampling: Sampling, began: float) -> Outc
     own = replace(sampling, max_new_tokens=arrival.max_new_tokens or sampling.max_new_tokens)
     first = end = None
     made = prompt = 0
-    error = None
+    error = assembly = None
     try:
         for piece in llm.stream(Request(arrival.model, arrival.prompt, own)):
             end = time.perf_counter() - began
@@ -189,9 +192,10 @@ def _serve(llm: LLM, arrival: Arrival, sampling: Sampling, began: float) -> Outc
             made += len(piece.token_ids)
             if piece.completion is not None:
                 prompt = piece.completion.prompt_tokens
+                assembly = piece.completion.assembly
     except BlockzooError as failure:
         error = failure.message
-    return Outcome(arrival.model, arrival.at, first, end, prompt, made, error)
+    return Outcome(arrival.model, arrival.at, first, end, prompt, made, error, assembly)
 
 
 def quantile(values: Iterable[float], share: float) -> float | None:

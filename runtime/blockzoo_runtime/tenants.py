@@ -19,6 +19,8 @@ from blockzoo.execution.stitch import KIND
 from blockzoo.records import Model
 from blockzoo.tensors import bytes_digest, canonical_json
 from blockzoo.zoo import Zoo
+from blockzoo_runtime.assembly.certified import Certified
+from blockzoo_runtime.assembly.menu import Menu, parse_assembly
 from blockzoo_runtime.blocks.needs import bindings, needs_of
 from blockzoo_runtime.blocks.resident import ResidentTensors
 from blockzoo_runtime.dtypes import own_dtype
@@ -44,9 +46,17 @@ class Tenants:
     resident : ResidentTensors
     dtype : torch.dtype or None
         None: each checkpoint's own.
+    any_text : bool
+        Whether certificates count that name no text of the tenant's own domain.
     """
 
-    def __init__(self, zoo: Zoo, resident: ResidentTensors, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        zoo: Zoo,
+        resident: ResidentTensors,
+        dtype: torch.dtype | None,
+        any_text: bool = False,
+    ) -> None:
         self._zoo = zoo
         self._resident = resident
         self._dtype = dtype
@@ -56,16 +66,22 @@ class Tenants:
         self._lock = threading.RLock()
         attention.register()
         self._executors = Executors(attention.NAME)
+        self._certified = Certified(zoo, self._make, any_text)
+        self._variants: dict[str, Tenant] = {}
 
     def __iter__(self) -> Any:
-        return iter(list(self._loaded.items()))  # others may be loaded meanwhile
+        # others may be loaded meanwhile
+        return iter([*self._loaded.copy().items(), *self._variants.copy().items()])
 
     def knows(self, digest: str) -> bool:
         """Whether some name that was asked for means this model."""
-        return digest in self._loaded
+        return digest in self._loaded or digest in self._variants
 
     def names(self, digest: str) -> list[str]:
-        """The names by which a loaded model was last asked for."""
+        """The names by which a loaded model was last asked for, and for a certified chain which."""
+        if digest in self._variants:
+            model, chain = self._certified.names(digest) or ("", "")
+            return [f"{name} {chain}" for name in self.names(model)]
         return sorted(name for name, meant in list(self._names.items()) if meant == digest)
 
     def get(self, name: str) -> Tenant:
@@ -82,18 +98,43 @@ class Tenants:
             before = self._names.get(name)
             if digest not in self._loaded:
                 try:
-                    self._loaded[digest] = self._load(digest)
+                    self._loaded[digest] = self._make(self._zoo.model(digest))
                 except BlockzooError as error:
                     raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
             self._names[name] = digest
             if before and before != digest and not self.names(before):
                 del self._loaded[before]
                 self._resident.forget(before)
+                for chain in self._certified.forget(before):
+                    self._variants.pop(chain, None)
+                    self._resident.forget(chain)
             return self._loaded[digest]
 
-    def _load(self, digest: str) -> Tenant:
+    def menu(self, name: str, assembly: str) -> Menu:
+        """The chains that a request for a name may get.
+
+        Parameters
+        ----------
+        name : str
+        assembly : str
+            See `parse_assembly`.
+
+        Raises
+        ------
+        UsageError
+            Where there is no such assembly.
+        NotFoundError, UnservableError
+            As `get`.
+        """
+        at_most = parse_assembly(assembly)
+        with self._lock:
+            menu = self._certified.menu(name, self.get(name), at_most)
+            for option in menu.options[1:]:
+                self._variants[option.tenant.digest] = option.tenant
+            return menu
+
+    def _make(self, model: Model, dtype: torch.dtype | None = None) -> Tenant:
         zoo = self._zoo
-        model = zoo.model(digest)
         if model.detached:
             wants = f" {model.wants!r}" if model.wants else ""
             raise UnservableError(
@@ -103,7 +144,7 @@ class Tenants:
         base = zoo.model(model.base) if model.base else None
         config = zoo.config(base or model)
         blocks = zoo.blocks_of(model)
-        dtype = self._dtype or own_dtype(config, model, blocks)
+        dtype = dtype or self._dtype or own_dtype(config, model, blocks)
         source = self._resident.source(dtype)
         chain = RunnableChain(model, blocks, config, source, executors=self._executors)
         compiled = chain.compiled
@@ -119,7 +160,7 @@ class Tenants:
         virtual = compiled.virtual.tokens if compiled.virtual is not None else 0
         executors = tuple(id(executor) for executor, _, _ in bindings(compiled))
         return Tenant(
-            digest=digest,
+            digest=model.digest,
             model=model,
             compiled=compiled,
             recompute_after=chain.recompute_after,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from blockzoo.errors import BlockzooError, UnservableError, UsageError
+from blockzoo_runtime.assembly.sparing import sparing
 from blockzoo_runtime.blocks.arrivals import LateError
 from blockzoo_runtime.blocks.runner import Logits, Runner, StepReport, Work
 from blockzoo_runtime.engine.job import Job, Limits, Plan, Turn
@@ -29,6 +30,7 @@ from blockzoo_runtime.errors import BusyError
 from blockzoo_runtime.upload import upload
 
 if TYPE_CHECKING:
+    from blockzoo_runtime.assembly.policy import Policy
     from blockzoo_runtime.blocks.profile import Profile
     from blockzoo_runtime.blocks.resident import ResidentTensors
     from blockzoo_runtime.kv.cache import KVCache
@@ -52,6 +54,8 @@ class Engine:
         Whether a model, by digest, may be asked for again; others are let go of after use.
     profile : callable
         Finds the figures of this device for a compute dtype.
+    policy : Policy
+        Which of a model's chains serves a request.
 
     Notes
     -----
@@ -65,13 +69,14 @@ class Engine:
         limits: Limits,
         known: Callable[[str], bool] = lambda digest: True,
         profile: Callable[[torch.dtype], Profile | None] = lambda dtype: None,
+        policy: Policy = sparing,
     ) -> None:
         self.tally = Tally()
         self._kv = kv
         self._resident = resident
         self._runner = Runner(resident, kv, profile)
         self._changed = threading.Condition()
-        self._room = ModelRoom(resident, kv, self._changed, known, limits.turn)
+        self._room = ModelRoom(resident, kv, self._changed, known, limits.turn, policy)
         self._scheduler = Scheduler(self._room, limits)
         self._limits = limits
         self._cancelled: set[Sequence] = set()
@@ -249,11 +254,19 @@ class Engine:
             if sequence.job in self._room.sequences:
                 self._end_cancelled(sequence)
         self._cancelled.clear()
-        for waited, error in self._room.failures:
+        for digest, waited, error in self._room.failures:
             for sequence in waited:
                 if sequence.job in self._room.sequences:
-                    self._fail(sequence, _named(sequence, error))
+                    self._load_failed(sequence, digest, error)
         self._room.failures.clear()
+
+    def _load_failed(self, sequence: Sequence, digest: str, error: BlockzooError) -> None:
+        """What a request waited for cannot be loaded: another chain serves it, or it fails."""
+        there = sequence.tenant.digest == digest
+        if there:
+            self._scheduler.restart(sequence.job)
+        if not self._room.drop(sequence, digest) and there:
+            self._fail(sequence, _named(sequence, error))
 
     def _rows(self, plan: Plan) -> list[tuple[Turn, Sequence]]:
         self.tally.preempted += plan.preempted
@@ -341,6 +354,8 @@ class Engine:
         self._remove(sequence)
         first = None if sequence.first is None else sequence.first - sequence.asked
         self.tally.ended(sequence.prompt, sequence.reused or 0, first, sequence.token_seconds)
+        served = [(option.kl, count) for option, count in sequence.served]
+        self.tally.assembled(sequence.model, sequence.assembly, served)
 
     def _end_cancelled(self, sequence: Sequence) -> None:
         self._remove(sequence)

@@ -37,7 +37,7 @@ class Job:
     tenant : str
         Whose account is charged.
     model : str
-        What must be in memory to run it.
+        What must be in memory to run it; may become another while it has not started.
     prompt : int
         Slots before the first generated one.
     length : int
@@ -63,6 +63,10 @@ class Job:
 
 class Room(Protocol):
     """The memory that jobs run in."""
+
+    def assemble(self, job: Job) -> str:
+        """The model that a job which has not started runs as now."""
+        ...
 
     def ready(self, model: str) -> bool:
         """Whether the model's weights are here; where not, they begin to load."""

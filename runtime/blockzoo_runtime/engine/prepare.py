@@ -35,9 +35,13 @@ def sampling_of(values: dict[str, Any]) -> Sampling:
 
 
 def generation(
-    tenants: Tenants, asked: Asked, shared: Sampling, streamed: bool = False
+    tenants: Tenants,
+    asked: Asked,
+    shared: Sampling,
+    assembly: str,
+    streamed: bool = False,
 ) -> Generation:
-    """A request for new tokens.
+    """A request for new tokens; `shared` and `assembly` are for what does not bring its own.
 
     Raises
     ------
@@ -45,13 +49,13 @@ def generation(
         By name.
     """
     request = asked if isinstance(asked, Request) else Request(*_pair(asked))
-    tenant = tenants.get(request.model)
+    menu = tenants.menu(request.model, request.assembly or assembly)
     with _naming(request.model):
-        prompt = tenant.encode(request.prompt)
-        return Generation(tenant, request.model, prompt, request.sampling or shared, streamed)
+        prompt = menu.exact.tenant.encode(request.prompt)
+        return Generation(menu, request.model, prompt, request.sampling or shared, streamed)
 
 
-def scoring(tenants: Tenants, asked: Scorable) -> Scoring:
+def scoring(tenants: Tenants, asked: Scorable, assembly: str) -> Scoring:
     """A request for the likelihood of a text, or of a continuation after a prompt.
 
     Raises
@@ -65,12 +69,13 @@ def scoring(tenants: Tenants, asked: Scorable) -> Scoring:
             f"not {type(asked).__name__}"
         )
     name, text, *rest = asked
-    tenant = tenants.get(name)
+    menu = tenants.menu(name, assembly)
+    tenant = menu.exact.tenant
     with _naming(name):
         if not rest:
-            return Scoring(tenant, name, tenant.encode(text), 1)
+            return Scoring(menu, name, tenant.encode(text), 1)
         whole, first = _joined(tenant, text, rest[0])
-        return Scoring(tenant, name, whole, first)
+        return Scoring(menu, name, whole, first)
 
 
 def _joined(tenant: Tenant, prompt: Text, continuation: Text) -> tuple[list[int], int]:

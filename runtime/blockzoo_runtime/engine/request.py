@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from blockzoo.errors import BlockzooError, UsageError
+from blockzoo_runtime.assembly.menu import EXACT
 
 #: text, token ids, or chat messages such as ``[{"role": "user", "content": "Hi"}]``
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -114,11 +115,15 @@ class Request:
     prompt : str, sequence of int, or sequence of messages
     sampling : Sampling, optional
         The call's where None.
+    assembly : str, optional
+        Which chains may serve it: ``"exact"``, or ``"at_most:A"``, ``"at_most:B"``,
+        ``"at_most:C"``. The engine's where None.
     """
 
     model: str
     prompt: Prompt
     sampling: Sampling | None = None
+    assembly: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,9 @@ class Completion:
     prompt_tokens : int
     logprobs : tuple of float, optional
         One for each of `token_ids`, natural logarithm.
+    assembly : str
+        The chain by name: ``"exact"``, or the grade and certificate of another, such as
+        ``"B:0123456789ab"``; several where the first could no longer be had midway.
     reused_tokens : int
         Tokens of the prompt whose keys and values stood already in every layer.
     first_token_seconds : float, optional
@@ -158,6 +166,7 @@ class Completion:
     chain: tuple[str, ...]
     prompt_tokens: int
     logprobs: tuple[float, ...] | None = None
+    assembly: str = EXACT
     # how it went, not what was answered: no part of equality
     reused_tokens: int = field(default=0, compare=False)
     first_token_seconds: float | None = field(default=None, compare=False)
@@ -202,6 +211,8 @@ class Scored:
         The name as asked for.
     digest : str
         The model it meant.
+    assembly : str
+        The chain by name, see `Completion`.
     """
 
     token_ids: tuple[int, ...]
@@ -209,6 +220,7 @@ class Scored:
     greedy: bool
     model: str
     digest: str
+    assembly: str = EXACT
 
     @property
     def total(self) -> float:

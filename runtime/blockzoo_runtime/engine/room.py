@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 
 from blockzoo.errors import BlockzooError, UnservableError, UsageError
 from blockzoo.explore.values import format_bytes
+from blockzoo_runtime.assembly.assembler import Assembler
 from blockzoo_runtime.engine.job import Job
 from blockzoo_runtime.engine.sequence import Sequence
 from blockzoo_runtime.errors import NoRoomError
 
 if TYPE_CHECKING:
+    from blockzoo_runtime.assembly.policy import Policy
     from blockzoo_runtime.blocks.needs import Key
     from blockzoo_runtime.blocks.resident import ResidentTensors
     from blockzoo_runtime.kv.cache import KVCache
@@ -48,6 +50,8 @@ class ModelRoom:
         Whether a model, by digest, may be asked for again.
     turn : int
         See `Limits`.
+    policy : Policy
+        Which of a model's chains serves a request.
     """
 
     def __init__(
@@ -57,11 +61,15 @@ class ModelRoom:
         changed: threading.Condition,
         known: Callable[[str], bool],
         turn: int,
+        policy: Policy,
     ) -> None:
+        budget = resident.memory.budget
+        weights = None if budget is None else int(budget * (1 - _FOR_KV))
+        self._assembler = Assembler(resident, policy, weights)
         self._shortest_turn = turn
         self.sequences: dict[Job, Sequence] = {}
         self.step_seconds = 0.0  # of the last steps, on average
-        self.failures: list[tuple[list[Sequence], BlockzooError]] = []
+        self.failures: list[tuple[str, list[Sequence], BlockzooError]] = []
         self._pinned: dict[str, Tenant] = {}
         self._resident = resident
         self._kv = kv
@@ -82,13 +90,14 @@ class ModelRoom:
         return bool(self._loading)
 
     def add(self, sequence: Sequence) -> None:
-        """A request that will run.
+        """A request that will run; it gets its chain, which may become another until it starts.
 
         Raises
         ------
         UsageError
             Where its model's weights are more than the budget.
         """
+        sequence.move(self._assembler.choose(sequence.menu, self._pinned.values()))
         budget, total = self._resident.memory.budget, sequence.tenant.needs.total
         if budget is not None and total > budget:
             raise UsageError(
@@ -96,9 +105,42 @@ class ModelRoom:
                 f"the memory budget is {format_bytes(budget)}",
                 hint="give LLM a larger `memory`, or a smaller `dtype`",
             )
+        sequence.job.model = sequence.tenant.digest
         self.sequences[sequence.job] = sequence
-        self._tenants[sequence.tenant.digest] = sequence.tenant
-        self._users[sequence.tenant.digest] += 1
+        self._assembler.begin(sequence.menu, sequence.option)
+        self._use(sequence.tenant)
+
+    def assemble(self, job: Job) -> str:
+        """The tenant, by digest, of the chain that serves a request from now on.
+
+        One that has begun keeps its chain, however often it is computed again.
+        """
+        sequence = self.sequences[job]
+        if not sequence.settled:
+            before = sequence.option
+            option = self._assembler.choose(sequence.menu, self._pinned.values())
+            if option is not before:
+                sequence.move(option)
+                self._assembler.move(before, option)
+                self._use(option.tenant)
+                self._disuse(before.tenant.digest)
+        return sequence.tenant.digest
+
+    def drop(self, sequence: Sequence, digest: str) -> bool:
+        """A certified chain (by its tenant's digest) cannot be had; False where it is exact.
+
+        The request gets another, from the tokens that it has; it holds no pages.
+        """
+        if digest == sequence.menu.exact.tenant.digest:
+            return False
+        self._assembler.end(sequence.menu, sequence.option)
+        sequence.menu = sequence.menu.without(digest)
+        self._assembler.begin(sequence.menu, sequence.option)
+        return True
+
+    def _use(self, tenant: Tenant) -> None:
+        self._tenants[tenant.digest] = tenant
+        self._users[tenant.digest] += 1
 
     def ready(self, model: str) -> bool:
         """Whether a model is here; else it begins to load."""
@@ -134,7 +176,7 @@ class ModelRoom:
                 self._crowded.add(tenant.digest)
             if error is not None:
                 # not those that have come since: by now it may be mended
-                self.failures.append((waiting, error))
+                self.failures.append((tenant.digest, waiting, error))
             self._changed.notify_all()
 
     def crowded(self, model: str) -> bool:
@@ -207,8 +249,12 @@ class ModelRoom:
 
     def remove(self, sequence: Sequence) -> None:
         """A request is over; its pages were released."""
-        model = sequence.tenant.digest
         del self.sequences[sequence.job]
+        self._assembler.end(sequence.menu, sequence.option)
+        self._disuse(sequence.tenant.digest)
+
+    def _disuse(self, model: str) -> None:
+        """One request fewer needs a tenant."""
         self._users[model] -= 1
         if not self._users[model]:
             del self._users[model], self._tenants[model]

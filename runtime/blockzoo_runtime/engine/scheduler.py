@@ -84,15 +84,26 @@ class Scheduler:
             self._stop(job)
         else:
             self._waiting[job.tenant].remove(job)
-        self._live[job.model] -= 1
-        if not self._live[job.model]:
-            del self._live[job.model]
-            if job.model in self._active:  # idle: it stays in memory while nobody else wants it
-                self._place({m: since for m, since in self._active.items() if m != job.model})
+        self._leave(job.model)
         if not self._started.get(job.tenant) and not self._waiting.get(job.tenant):
             self._started.pop(job.tenant, None)
             self._waiting.pop(job.tenant, None)
             self._accounts.close(job.tenant)
+
+    def _leave(self, model: str) -> None:
+        """One of a model's jobs is no longer one."""
+        self._live[model] -= 1
+        if not self._live[model]:
+            del self._live[model]
+            if model in self._active:  # idle: it stays in memory while nobody else wants it
+                self._place({m: since for m, since in self._active.items() if m != model})
+
+    def _assemble(self, job: Job) -> None:
+        """A job that has not started may run as another model now than when it came."""
+        before, job.model = job.model, self._room.assemble(job)
+        if job.model != before:
+            self._live[job.model] += 1
+            self._leave(before)
 
     def restart(self, job: Job) -> None:
         """Give a job's pages back; it is computed again from its first slot."""
@@ -137,6 +148,8 @@ class Scheduler:
 
     def _serve(self, job: Job, account: Account, step: _Step) -> bool:
         """Put the job in the step where it can run, and tell the account what it lacks."""
+        if not job.started:
+            self._assemble(job)
         if job in step.preempted or not self._has_place(job.model, account, step):
             account.backlogged = True
             return False

@@ -16,6 +16,7 @@ from blockzoo_runtime.engine.sampling import Choice, Sampler
 from blockzoo_runtime.engine.text import TextStream
 
 if TYPE_CHECKING:
+    from blockzoo_runtime.assembly.menu import Menu, Option
     from blockzoo_runtime.kv.pages import Pages
     from blockzoo_runtime.tenant import Tenant
 
@@ -28,7 +29,8 @@ class Sequence:
 
     Parameters
     ----------
-    tenant : Tenant
+    menu : Menu
+        The chains that may serve it.
     model : str
         The name as asked for.
     prompt : list of int
@@ -43,6 +45,8 @@ class Sequence:
         Virtual tokens, prompt, generated.
     job : Job
         How the scheduler sees it.
+    option : Option
+        The chain that serves it.
     pages : Pages or None
         None while it has not started.
     asked, first, last : float or None
@@ -53,13 +57,16 @@ class Sequence:
 
     def __init__(
         self,
-        tenant: Tenant,
+        menu: Menu,
         model: str,
         prompt: list[int],
         length: int,
         chunk: int | None = None,
     ) -> None:
-        self.tenant = tenant
+        tenant = menu.exact.tenant
+        self.menu = menu
+        self.option = menu.exact
+        self.answered: list[tuple[Option, int]] = []  # tokens by chains that it has left
         self.model = model
         self.slots = [*tenant.virtual, *prompt]
         self.pages: Pages | None = None
@@ -71,6 +78,38 @@ class Sequence:
         length += len(tenant.virtual)
         atomic = length if tenant.whole else 0
         self.job = Job(model, tenant.digest, len(self.slots), length, chunk, atomic)
+
+    @property
+    def tenant(self) -> Tenant:
+        """What runs the chain that serves it."""
+        return self.option.tenant
+
+    @property
+    def tokens_done(self) -> int:
+        """How many tokens of the answer are there."""
+        raise NotImplementedError
+
+    @property
+    def served(self) -> list[tuple[Option, int]]:
+        """The chains that answered, and how many tokens each."""
+        before = sum(count for _, count in self.answered)
+        return [*self.answered, (self.option, self.tokens_done - before)]
+
+    @property
+    def assembly(self) -> str:
+        """The names of the chains that answered."""
+        return ", ".join(dict.fromkeys(option.name for option, _ in self.served))
+
+    @property
+    def settled(self) -> bool:
+        """Whether its chain has begun to answer, and can still be had."""
+        return self.reused is not None and self.option in self.menu.options
+
+    def move(self, option: Option) -> None:
+        """Go on in another chain; it holds no pages."""
+        if count := self.served[-1][1]:
+            self.answered.append((self.option, count))
+        self.option = option
 
     @property
     def token_seconds(self) -> float | None:
@@ -109,7 +148,7 @@ class Generation(Sequence):
 
     Parameters
     ----------
-    tenant, model, prompt
+    menu, model, prompt
         See `Sequence`.
     sampling : Sampling
     streamed : bool
@@ -123,16 +162,17 @@ class Generation(Sequence):
 
     def __init__(
         self,
-        tenant: Tenant,
+        menu: Menu,
         model: str,
         prompt: list[int],
         sampling: Sampling,
         streamed: bool = False,
     ) -> None:
+        tenant = menu.exact.tenant
         self._most = tenant.room(len(prompt), sampling.max_new_tokens)
         if sampling.stops and tenant.tokenizer is None:
             raise UsageError("stop strings need a tokenizer, and it has none")
-        super().__init__(tenant, model, prompt, len(prompt))
+        super().__init__(menu, model, prompt, len(prompt))
         self.handle: Handle[Completion] = Handle()
         self.streamed = streamed
         self.sampler = Sampler(sampling, _process(tenant, sampling), prompt)
@@ -146,6 +186,10 @@ class Generation(Sequence):
             TextStream(self._decode, sampling.stops) if streamed or sampling.stops else None
         )
         self._logprobs: list[float] = []
+
+    @property
+    def tokens_done(self) -> int:
+        return len(self.tokens)
 
     @property
     def kept_last(self) -> int:
@@ -209,10 +253,11 @@ class Generation(Sequence):
             token_ids=tuple(self.tokens),
             finish_reason=self.finish_reason,
             model=self.model,
-            digest=self.tenant.digest,
+            digest=self.menu.exact.tenant.digest,
             chain=self.tenant.blocks,
             prompt_tokens=self.prompt,
             logprobs=tuple(self._logprobs) if self._sampling.logprobs else None,
+            assembly=self.assembly,
             reused_tokens=self.reused or 0,
             first_token_seconds=None if self.first is None else self.first - self.asked,
             token_seconds=self.token_seconds,
@@ -224,7 +269,7 @@ class Scoring(Sequence):
 
     Parameters
     ----------
-    tenant, model
+    menu, model
         See `Sequence`.
     text : list of int
     first : int
@@ -236,14 +281,15 @@ class Scoring(Sequence):
         Where nothing can be scored, or the text does not fit the context.
     """
 
-    def __init__(self, tenant: Tenant, model: str, text: list[int], first: int) -> None:
+    def __init__(self, menu: Menu, model: str, text: list[int], first: int) -> None:
+        tenant = menu.exact.tenant
         if not 1 <= first < len(text):
             raise UsageError(
                 "there is nothing to score",
                 hint="the first token has no probability: give two or more",
             )
         tenant.room(len(text) - 1, 1)
-        super().__init__(tenant, model, text, len(text) - 1, _SCORED_AT_ONCE)
+        super().__init__(menu, model, text, len(text) - 1, _SCORED_AT_ONCE)
         self.handle: Handle[Scored] = Handle()
         self._first = len(tenant.virtual) + first
         self._logprobs: list[float] = []
@@ -253,6 +299,10 @@ class Scoring(Sequence):
     def _next(self) -> int:
         """The slot whose logits are wanted next."""
         return self._first - 1 + len(self._logprobs)
+
+    @property
+    def tokens_done(self) -> int:
+        return len(self._logprobs)
 
     @property
     def kept_last(self) -> int:
@@ -283,7 +333,8 @@ class Scoring(Sequence):
                     logprobs=tuple(self._logprobs),
                     greedy=self._greedy,
                     model=self.model,
-                    digest=self.tenant.digest,
+                    digest=self.menu.exact.tenant.digest,
+                    assembly=self.assembly,
                 )
             )
         return True

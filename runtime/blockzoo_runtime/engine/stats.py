@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -96,6 +96,13 @@ class EngineStats:
         Of all weights.
     resident_by_model : dict of str to int
         Bytes of resident weights that each model uses, by its names; shared ones count for each.
+    chains : dict of str to dict of str to int
+        By model, how many of its requests each chain served, by `Completion.assembly`.
+    certified_tokens : int
+        Tokens of answers that certified chains gave, instead of the exact ones.
+    certified_kl : float
+        What that cost: the mean over all tokens of answers of the KL that is certified for
+        their chain, in nats a token; 0 for exact ones.
     """
 
     steps: int
@@ -124,6 +131,9 @@ class EngineStats:
     kv: KVStats
     resident_bytes: int
     resident_by_model: dict[str, int]
+    chains: dict[str, dict[str, int]]
+    certified_tokens: int
+    certified_kl: float
 
     def to_json(self) -> dict[str, Any]:
         """All of it; keys are stable."""
@@ -149,6 +159,9 @@ class EngineStats:
             ("prompt tokens reused", f"{self.reused_tokens:,} of {self.prompt_tokens:,}"),
             ("preempted", f"{self.preempted:,}"),
         ]  # fmt: skip
+        if self.certified_tokens:
+            rows.append(("certified chains", f"{self.certified_tokens:,} tokens, KL over all "
+                                             f"{self.certified_kl:.2g}"))  # fmt: skip
         columns = (Column("figure", ""), Column("value"))
         return Table("engine", columns, [{"figure": a, "value": b} for a, b in rows])
 
@@ -189,6 +202,10 @@ class Tally:
     prompt_tokens: int = 0
     reused_tokens: int = 0
     last: StepStats | None = None
+    chains: dict[str, Counter[str]] = field(default_factory=dict)
+    answered: int = 0
+    certified: int = 0
+    certified_kl: float = 0.0
     step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     first_token: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     per_token: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
@@ -224,6 +241,14 @@ class Tally:
             self.first_token.append(first)
         if each is not None:
             self.per_token.append(each)
+
+    def assembled(self, model: str, chain: str, served: Sequence[tuple[float, int]]) -> None:
+        """What served a request: the certified KL and how many tokens, of each of its chains."""
+        self.chains.setdefault(model, Counter())[chain] += 1
+        for kl, count in served:
+            self.answered += count
+            self.certified += count if kl else 0
+            self.certified_kl += kl * count
 
     def stats(
         self,
@@ -261,4 +286,7 @@ class Tally:
             kv=kv,
             resident_bytes=resident_bytes,
             resident_by_model=resident_by_model,
+            chains={model: dict(counts) for model, counts in self.chains.items()},
+            certified_tokens=self.certified,
+            certified_kl=self.certified_kl / self.answered if self.answered else 0.0,
         )

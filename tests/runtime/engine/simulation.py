@@ -34,6 +34,9 @@ class FakeRoom:
         self.loading: set[str] = set()
         self.turns = 8
 
+    def assemble(self, job: Job) -> str:
+        return job.model
+
     def ready(self, model: str) -> bool:
         return model not in self.loading
 

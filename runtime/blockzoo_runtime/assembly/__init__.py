@@ -1,0 +1,1 @@
+"""Which of a model's certified chains serves a request: what is cheapest now, told by a policy."""
