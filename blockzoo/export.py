@@ -55,6 +55,11 @@ def export(
     DamagedError
         Where an object is missing or damaged.
     """
+    if any(hop.kind == "stitch" for hop in model.chain):
+        raise UsageError(
+            f"{what or 'the model'} is stitched: no checkpoint format has layers of two models",
+            hint="serve it from the zoo (`run`), or export the models that it was made of",
+        )
     if team is None:
         with Team(model.nbytes) as own:
             return export(

@@ -30,9 +30,11 @@ from blockzoo.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from blockzoo.arrival import Ingested
+    from blockzoo.assembly.stitched import Stitched
     from blockzoo.dedupe.plan import Level, Plan
     from blockzoo.equivalence.chains import CertifiedChain
     from blockzoo.equivalence.record import Equivalence
+    from blockzoo.equivalence.stitch_fit import Settings
     from blockzoo.execution.chain import RunnableChain
     from blockzoo.execution.tensors import TensorSource
     from blockzoo.explore.explorer import Explorer
@@ -204,6 +206,34 @@ class Zoo:
         from blockzoo.assembly.assemble import assemble
 
         return assemble(self, recipe, name)
+
+    def stitch(
+        self,
+        source: str,
+        target: str,
+        name: str,
+        *,
+        calibration: str | Path | Sequence[str | Path] = (),
+        text: str | Path | Sequence[str | Path] = (),
+        also: Sequence[tuple[int, int]] = (),
+        using: str | None = None,
+        settings: Settings | None = None,
+        controls: bool = True,
+        tokens: int = 20_000,
+        progress: Progress = silent,
+    ) -> Stitched:
+        """Make a model of one's first layers, a stitch, and another's last layers.
+
+        ``zoo.stitch("small@3", "base@4", "mixed", calibration="some.txt", text="other.txt")``;
+        the models may be of different width. See `assembly.stitching.stitch`. The result shows
+        perplexities beside both models' and three controls', and what it costs as a stand-in.
+        """
+        from blockzoo.assembly.stitching import stitch
+
+        return stitch(
+            self, source, target, name, calibration=calibration, text=text, also=also,
+            using=using, settings=settings, controls=controls, tokens=tokens, progress=progress,
+        )  # fmt: skip
 
     def recipe(self, name: str) -> str:
         """The YAML, as mergekit reads it, that makes a model's chain of other named models' layers.

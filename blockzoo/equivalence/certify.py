@@ -21,6 +21,7 @@ from blockzoo.equivalence.listing import missing
 from blockzoo.equivalence.losses import Variant, measure
 from blockzoo.equivalence.precision import RoundTrip
 from blockzoo.equivalence.record import Equivalence
+from blockzoo.equivalence.stand_in import certify_whole
 from blockzoo.equivalence.statistics import resamples_for
 from blockzoo.equivalence.swap import Swap, find_swaps, swapped
 from blockzoo.errors import BlockzooError, NotFoundError, UsageError
@@ -146,6 +147,9 @@ def certify_again(
     model = zoo.objects.model(record.model)
     most = record.settings["tokens"]
     samples = texts.take_samples(found, chosen_on, zoo.tokenizer(model), most)
+    if record.stand_in:
+        other = zoo.objects.model(record.stand_in)
+        return certify_whole(zoo, model, other, samples, chosen_on, most, progress)
     trial = _Trial(zoo, model, samples, chosen_on, record.own, record.settings)
     floor, int8, (evidence,) = trial.run([record.swaps], progress)
     judgement = judge_again(evidence, floor, record.judgement, record.candidates)

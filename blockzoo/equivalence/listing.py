@@ -58,6 +58,8 @@ def missing(zoo: Zoo, record: Equivalence) -> list[str]:
     gone = []
     if zoo.objects.find("models", record.model) is None:
         gone.append(f"model {record.model[:12]}")
+    if record.stand_in and zoo.objects.find("models", record.stand_in) is None:
+        gone.append(f"model {record.stand_in[:12]}")
     for swap in record.swaps:
         for digest in (swap.block, swap.by, *swap.adapters):
             if zoo.objects.find("blocks", digest) is None:
@@ -72,6 +74,8 @@ def _row(zoo: Zoo, record: Equivalence, names: dict[str, str]) -> dict[str, Any]
         + (f"@{swap.donor_hop}" if swap.donor_hop != swap.hop else "")
         for swap in record.swaps
     ]
+    if record.stand_in:
+        swaps = [f"all={names.get(record.stand_in, record.stand_in[:12])}"]
     more = f" and {len(swaps) - _SHOWN} more" if len(swaps) > _SHOWN else ""
     return {
         "equivalence": record.digest,

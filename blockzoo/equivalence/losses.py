@@ -30,6 +30,7 @@ class Variant:
     Parameters
     ----------
     chain : RunnableChain
+        Of as many hops as the original where it is the original for some of them.
     start : int or None
         How many hops behind the embedding are the original's, tensors and arithmetic; None
         where already the embedding is not.
@@ -132,8 +133,13 @@ def _measure(original: RunnableChain, variants: Sequence[Variant], shard: Shard)
             if variant.start == hop:
                 passages[number] = base.fork(variant.chain)
         if hop < base.hops:
-            for passage in (*passages.values(), base):
+            base.step()
+        for passage in passages.values():
+            if passage.done < min(hop + 1, passage.hops):
                 passage.step()
+    for passage in passages.values():  # a stitched chain may have more hops than the original
+        while passage.done < passage.hops:
+            passage.step()
     owners = torch.cat([batch.owners for batch in base.batches]).numpy()
     found = _heads(base, [passages[number] for number in range(len(variants))])
     return [Losses(owners, kl, differs) for kl, differs in found]

@@ -63,6 +63,9 @@ class Equivalence:
         Numbers that the figures depend on.
     code : dict
         Versions of blockzoo, torch and transformers.
+    stand_in : str
+        Digest of a model whose whole chain stands in, such as a stitched one; then there are no
+        swaps. Empty otherwise.
     """
 
     model: str
@@ -77,13 +80,14 @@ class Equivalence:
     candidates: int
     settings: Mapping[str, Any]
     code: Mapping[str, str] = field(default_factory=lambda: code_version())
+    stand_in: str = ""
 
     @property
     def grade(self) -> Verdict:
         return self.judgement.verdict
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        data = {
             "format": 1,
             "model": self.model,
             "swaps": [swap.to_json() for swap in self.swaps],
@@ -98,6 +102,7 @@ class Equivalence:
             "settings": dict(self.settings),
             "code": dict(self.code),
         }
+        return data | ({"stand_in": self.stand_in} if self.stand_in else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Equivalence:
@@ -114,6 +119,7 @@ class Equivalence:
             data["candidates"],
             data["settings"],
             data["code"],
+            data.get("stand_in", ""),
         )
 
     @cached_property
@@ -133,6 +139,9 @@ class Equivalence:
             f"({swap.donor_hop} of {swap.donor[:SHORT_DIGEST]}) for {swap.block[:SHORT_DIGEST]}"
             for swap in self.swaps
         ]
+        if self.stand_in:
+            whole = self.stand_in[:SHORT_DIGEST]
+            lines.append(f"  for {self.model[:SHORT_DIGEST]}: the whole chain of {whole}")
         if self.candidates > 1:
             lines.append(f"  one of {self.candidates} candidates (Holm)")
         if not self.own:
