@@ -73,7 +73,7 @@ def export(
             )
     targets = {recipe: folder / safe_path(recipe.path) for recipe in model.files}
     there = {recipe for recipe, path in targets.items() if path.exists()}
-    right = {recipe for recipe in there if _same(objects, recipe, targets[recipe])}
+    right = {recipe for recipe in there if _same(objects, model, recipe, targets[recipe])}
     if there - right and not overwrite:
         names = ", ".join(sorted(recipe.path for recipe in there - right)[:5])
         raise UsageError(
@@ -95,7 +95,13 @@ def export(
         for recipe, path in targets.items():
             if recipe not in right:
                 partial = path.with_name(path.name + _PARTIAL)
-                for size in _write(objects, recipe, partial, team):
+                made = any(part.source == "chain" for part in recipe.parts)
+                written = (
+                    _write_made(objects, model, recipe, partial)
+                    if made
+                    else _write(objects, recipe, partial, team)
+                )
+                for size in written:
                     progress(what, done := done + size, total, 0)
                 if recipe.executable:
                     partial.chmod(partial.stat().st_mode | 0o111)
@@ -120,6 +126,8 @@ def content(objects: Objects, part: Part) -> memoryview:
     """
     if part.source == "bytes":
         return memoryview(part.literal)
+    if part.source == "chain":
+        raise DamagedError("a part that is made of a chain has no bytes of its own")
     data = objects.tensor(part.digest)[1] if part.source == "tensor" else objects.file(part.digest)
     _check_size(part, len(data))
     return data
@@ -150,6 +158,32 @@ def _write(objects: Objects, recipe: Recipe, path: Path, team: Team) -> Iterator
         file.truncate(recipe.size)
     for run, _ in team.map(_write_run, _runs(objects.layout.root, recipe, path)):
         yield run.size
+
+
+def _write_made(objects: Objects, model: Model, recipe: Recipe, path: Path) -> Iterator[int]:
+    """Write a file some of which is made of the model's chain; tells sizes."""
+    with open(path, "wb") as file:
+        for piece in _all_pieces(objects, model, recipe):
+            file.write(piece)
+            yield len(piece)
+
+
+def _all_pieces(objects: Objects, model: Model, recipe: Recipe) -> Iterator[memoryview]:
+    """A file's bytes in order, whatever they come from."""
+    begin = b""
+    for part in recipe.parts:
+        if part.source != "chain":
+            data = content(objects, part)
+            begin += bytes(data) if part.source != "tensor" else b""
+            yield data
+            continue
+        from blockzoo.compact.weights import chain_bytes
+
+        size = 0
+        for piece in chain_bytes(objects, model, begin):
+            size += len(piece)
+            yield piece
+        _check_size(part, size)
 
 
 def _runs(zoo: Path, recipe: Recipe, path: Path) -> list[_Run]:
@@ -207,14 +241,13 @@ def safe_path(path: str) -> PurePosixPath:
     return pure
 
 
-def _same(objects: Objects, recipe: Recipe, path: Path) -> bool:
+def _same(objects: Objects, model: Model, recipe: Recipe, path: Path) -> bool:
     """Whether a file holds what the recipe gives."""
     if not path.is_file() or path.stat().st_size != recipe.size:
         return False
     with open(path, "rb") as file:
-        for part in recipe.parts:
-            data = content(objects, part)
-            for start in range(0, part.size, _CHUNK):
+        for data in _all_pieces(objects, model, recipe):
+            for start in range(0, len(data), _CHUNK):
                 chunk = data[start : start + _CHUNK]
                 if file.read(len(chunk)) != chunk:
                     return False

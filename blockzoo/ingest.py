@@ -176,9 +176,7 @@ class Intake:
         return self._recipe(root, path, (part,) if part else ())
 
     def _literal(self, data: memoryview) -> Part:
-        if self.session.inline(data):
-            return Part("bytes", len(data), literal=bytes(data))
-        return Part("file", len(data), self.session.file(data))
+        return self.session.literal(data)
 
     def _recipe(self, root: Path, path: Path, parts: tuple[Part, ...]) -> Recipe:
         executable = os.access(root / path, os.X_OK)
@@ -270,7 +268,7 @@ def attach(
 def objects_of(model: Model) -> Iterator[tuple[str, str]]:
     """The (folder, digest) of every tensor and file of a model's recipes."""
     for part in (part for recipe in model.files for part in recipe.parts):
-        if part.source != "bytes":
+        if part.digest:
             yield ("tensors" if part.source == "tensor" else "files"), part.digest
 
 

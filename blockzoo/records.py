@@ -120,13 +120,14 @@ class Hop:
 
 @dataclass(frozen=True)
 class Part:
-    """One run of a file's bytes: a tensor's, a stored file's, or given literally.
+    """One run of a file's bytes: a tensor's, a stored file's, given literally, or made.
 
-    ``source`` is ``"tensor"`` or ``"file"`` (then ``digest`` names the object) or ``"bytes"``
-    (then ``literal`` has them). ``size`` is in bytes.
+    ``source`` is ``"tensor"`` or ``"file"`` (then ``digest`` names the object), ``"bytes"``
+    (then ``literal`` has them), or ``"chain"``: the weights that the model's own chain comes to,
+    in the order of the file's header. ``size`` is in bytes.
     """
 
-    source: Literal["tensor", "file", "bytes"]
+    source: Literal["tensor", "file", "bytes", "chain"]
     size: int
     digest: str = ""
     literal: bytes = b""
@@ -187,6 +188,8 @@ class Model:
         For an attached adapter, the digest of its base model.
     wants : str
         For an adapter, the name of the base it asks for.
+    evidence : str
+        For a compact version of another model, the digest of the record that certifies it.
     """
 
     kind: Literal["model", "adapter"]
@@ -196,9 +199,10 @@ class Model:
     ties: Mapping[str, str] = field(default_factory=dict)
     base: str = ""
     wants: str = ""
+    evidence: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        data = {
             "format": 1,
             "kind": self.kind,
             "family": self.family,
@@ -208,6 +212,7 @@ class Model:
             "base": self.base,
             "wants": self.wants,
         }
+        return data | ({"evidence": self.evidence} if self.evidence else {})
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Model:
@@ -219,6 +224,7 @@ class Model:
             data["ties"],
             data["base"],
             data["wants"],
+            data.get("evidence", ""),
         )
 
     @cached_property

@@ -31,6 +31,7 @@ from blockzoo.tensors import TensorInfo
 if TYPE_CHECKING:
     from blockzoo.arrival import Ingested
     from blockzoo.assembly.stitched import Stitched
+    from blockzoo.compact.plan import CompactPlan
     from blockzoo.dedupe.plan import Level, Plan
     from blockzoo.equivalence.chains import CertifiedChain
     from blockzoo.equivalence.record import Equivalence
@@ -468,6 +469,44 @@ class Zoo:
         from blockzoo.dedupe.planner import undo_plan
 
         return undo_plan(self)
+
+    def compact(
+        self,
+        name: str,
+        calibration: str | Path | Sequence[str | Path],
+        text: str | Path | Sequence[str | Path],
+        *,
+        own: str | Path | None = None,
+        base: str | None = None,
+        grade: str = "B",
+        widths: Sequence[int] = (1, 2, 4),
+        tokens: int = 20_000,
+        progress: Progress = silent,
+    ) -> CompactPlan:
+        """Plan to keep a full fine-tune as its base and compact, certified differences.
+
+        ``zoo.compact("acme/sql", "sql.calibration.txt", ["wiki.txt"], own="sql.txt")``; see
+        `compact.planner`. The plan shows itself; ``plan.execute()`` gives the name a new version,
+        and `revert` takes that back.
+        """
+        from blockzoo.compact.planner import plan_compact
+
+        return plan_compact(
+            self, name, calibration, text, own=own, base=base, grade=grade, widths=widths,
+            tokens=tokens, progress=progress,
+        )  # fmt: skip
+
+    def revert(self, name: str) -> str:
+        """Let a compact version's name point to the exact one again; returns its digest.
+
+        Raises
+        ------
+        NotFoundError
+            Where the name is no compact version, or the exact one has been collected.
+        """
+        from blockzoo.compact.version import revert
+
+        return revert(self, name)
 
     # equivalence
 

@@ -21,6 +21,7 @@ from blockzoo.assembly.source import Source, open_source, vocabulary
 from blockzoo.equivalence.swap import differences
 from blockzoo.errors import BlockzooError, DamagedError, NotFoundError, UnservableError, UsageError
 from blockzoo.execution.tokenizer import is_tokenizer_file
+from blockzoo.formats.safetensors import header
 from blockzoo.partition import Partitioned, partition, why_not_served
 from blockzoo.partition import spec as specs
 from blockzoo.partition.checks import FLOATS
@@ -327,7 +328,7 @@ def _check_there(zoo: Zoo, assembly: Assembly) -> None:
         ("tensors" if part.source == "tensor" else "files", part.digest)
         for recipe in _taken_over(assembly)
         for part in recipe.parts
-        if part.source != "bytes"
+        if part.digest
     ]
     for folder, digest in needed:
         if zoo.objects.find(folder, digest) is None:
@@ -348,7 +349,7 @@ def _files(session: Session, assembly: Assembly) -> tuple[Recipe, ...]:
     """Recipes of the new model's files, and what they need that the zoo has not."""
 
     def keep(path: str, data: bytes) -> Recipe:
-        return Recipe(path, (_literal(session, data),))
+        return Recipe(path, (session.literal(data),))
 
     config = json.dumps(assembly.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     files = [
@@ -362,25 +363,6 @@ def _files(session: Session, assembly: Assembly) -> tuple[Recipe, ...]:
 
 def _weights(session: Session, tensors: Mapping[str, TensorRef]) -> Recipe:
     """One safetensors file: a header, and tensors that the zoo has."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, ref in tensors.items():
-        end = offset + ref.nbytes
-        header[name] = {
-            "dtype": ref.dtype,
-            "shape": list(ref.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    parts = [_literal(session, len(text).to_bytes(8, "little") + text)]
+    parts = [session.literal(header(tensors))]
     parts += [Part("tensor", ref.nbytes, ref.digest) for ref in tensors.values()]
     return Recipe("model.safetensors", tuple(parts))
-
-
-def _literal(session: Session, data: bytes) -> Part:
-    view = memoryview(data)
-    if session.inline(view):
-        return Part("bytes", len(data), literal=data)
-    return Part("file", len(data), session.file(view))

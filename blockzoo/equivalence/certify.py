@@ -44,13 +44,14 @@ Paths = str | Path | Sequence[str | Path]
 def certify(
     zoo: Zoo,
     name: str,
-    candidates: Sequence[str | Iterable[str]],
+    candidates: Sequence[str | Iterable[str] | Sequence[Swap]],
     text: Paths,
     *,
     own: str | Path | None = None,
     calibration: Paths = (),
     each: bool = False,
     tokens: int = TOKENS,
+    keep: bool = True,
     progress: Progress = silent,
 ) -> list[Equivalence]:
     """Certify candidates, each a swap or several together, in one model on the same texts.
@@ -60,7 +61,7 @@ def certify(
     zoo : Zoo
     name : str
         The receiving model.
-    candidates : sequence of str or of iterable of str
+    candidates : sequence of str, of iterable of str or of sequence of Swap
         See `swap.find_swaps`. Several are several tries, and corrected for as such (Holm).
     text : path or sequence of paths
         Files of held-out text, each a domain.
@@ -72,13 +73,14 @@ def certify(
         Make every swap that a candidate has a candidate by itself.
     tokens : int
         Of each text at most.
+    keep : bool
+        Whether the records are kept in the zoo, whatever the verdict.
     progress : Progress
         Told tokens.
 
     Returns
     -------
     list of Equivalence
-        Kept in the zoo, whatever the verdict.
 
     Raises
     ------
@@ -90,15 +92,15 @@ def certify(
         Where the model cannot be run.
     """
     model = zoo.model(name)
-    swaps = [find_swaps(zoo, model, candidate) for candidate in candidates]
+    swaps = [_swaps(zoo, model, candidate) for candidate in candidates]
     if each:
         swaps = [(swap,) for some in swaps for swap in some]
     if not swaps:
         raise UsageError("no block is to be swapped", hint="give --swap HOP=OTHER")
-    files = _paths(text)
+    files = paths_of(text)
     if own is not None and not any(Path(own).resolve() == Path(f).resolve() for f in files):
         files.append(own)
-    chosen_on = [read_text(path) for path in _paths(calibration)]
+    chosen_on = [read_text(path) for path in paths_of(calibration)]
     samples = texts.take_samples(read_texts(files), chosen_on, zoo.tokenizer(model), tokens)
     resamples = resamples_for(len(swaps))
     settings = {
@@ -115,8 +117,19 @@ def certify(
         trial.record(some, judgement, found, floor, int8, len(swaps))
         for some, judgement, found in zip(swaps, judged, evidence, strict=True)
     ]
-    _keep(zoo, records)
+    if keep:
+        keep_records(zoo, records)
     return records
+
+
+def _swaps(
+    zoo: Zoo, model: Model, candidate: str | Iterable[str] | Sequence[Swap]
+) -> tuple[Swap, ...]:
+    if isinstance(candidate, str):
+        return find_swaps(zoo, model, candidate)
+    given = list(candidate)
+    swaps = tuple(swap for swap in given if isinstance(swap, Swap))
+    return swaps or find_swaps(zoo, model, [text for text in given if isinstance(text, str)])
 
 
 def certify_again(
@@ -140,7 +153,7 @@ def certify_again(
         Where a text of that record is gone or was changed.
     """
     _check_there(zoo, record)
-    offered = [read_text(path) for path in _paths(text)]
+    offered = [read_text(path) for path in paths_of(text)]
     layout = zoo.objects.layout
     found = [texts.recall(layout, entry, offered) for entry in record.texts]
     chosen_on = [texts.recall(layout, entry, offered) for entry in record.calibration]
@@ -154,7 +167,7 @@ def certify_again(
     floor, int8, (evidence,) = trial.run([record.swaps], progress)
     judgement = judge_again(evidence, floor, record.judgement, record.candidates)
     again = trial.record(record.swaps, judgement, evidence, floor, int8, record.candidates)
-    _keep(zoo, [again])
+    keep_records(zoo, [again])
     return again
 
 
@@ -225,7 +238,8 @@ class _Trial:
         )
 
 
-def _keep(zoo: Zoo, records: Sequence[Equivalence]) -> None:
+def keep_records(zoo: Zoo, records: Sequence[Equivalence]) -> None:
+    """Write records to the zoo."""
     with Session(zoo.objects) as session:
         for record in records:
             session.equivalence(record.digest, record.encoded)
@@ -233,5 +247,6 @@ def _keep(zoo: Zoo, records: Sequence[Equivalence]) -> None:
             raise BlockzooError("the records were collected while they were written")
 
 
-def _paths(paths: Paths) -> list[str | Path]:
+def paths_of(paths: Paths) -> list[str | Path]:
+    """One path or several, as a list."""
     return [paths] if isinstance(paths, (str, Path)) else list(paths)

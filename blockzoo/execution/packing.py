@@ -19,7 +19,7 @@ _RUN = 16  # columns that a run is a multiple of: so that packed products take w
 
 def middle(bits: int) -> float:
     """What codes are counted from."""
-    return (2**bits - 1) / 2
+    return ((1 << bits) - 1) / 2
 
 
 def run_length(columns: int, bits: int) -> int:

@@ -7,8 +7,9 @@ first span, so the file can be given back exactly.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,33 @@ class SafetensorsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def header(tensors: Mapping[str, TensorInfo]) -> bytes:
+    """What a file of these tensors begins with, if they lie one after another in this order."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, info in tensors.items():
+        end = offset + info.nbytes
+        entries[name] = {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def parse_header(data: bytes) -> dict[str, TensorInfo]:
+    """The tensors of a beginning that `header` made, in their order."""
+    entries = json.loads(data[8:])
+    return {
+        name: TensorInfo(entry["dtype"], tuple(entry["shape"]))
+        for name, entry in entries.items()
+        if name != "__metadata__"
+    }
 
 
 def _fail(path: Path, why: str) -> SourceError:

@@ -61,8 +61,9 @@ def first_names(refs: Refs) -> dict[str, str]:
 def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:
     """Follow models to their blocks, tensors, files and bases, and to what is certified of them.
 
-    An equivalence record is reached from its receiving model, and goes when the model goes. It
-    keeps the adapter blocks that were made for it; it does not keep other models' blocks.
+    An equivalence record is reached from its receiving model and from the version that it
+    certifies, and goes when they go. It keeps the adapter blocks that were made for it; it does
+    not keep other models' blocks.
 
     Parameters
     ----------
@@ -80,10 +81,10 @@ def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:
         except DamagedError:
             result.names[key] = set()  # whatever it was of: in doubt it stays
             continue
-        needed = result.names.get(("models", found["model"]))
-        if needed is None:
+        needed = result.names.get(("models", found["model"]), set()) | result.names.get(key, set())
+        if not needed:
             continue
-        result.names[key] = set(needed)
+        result.names[key] = needed
         for block in {b for swap in found["swaps"] for b in swap.get("adapters", ())}:
             _visit_block(objects, result, block, needed)
     for (folder, digest), needed in list(result.names.items()):
@@ -110,10 +111,12 @@ def _visit(objects: Objects, result: Reach, digest: str, names: set[str]) -> Non
         result.unread["models", digest] = error
         return
     for part in (part for recipe in model.files for part in recipe.parts):
-        if part.source != "bytes":
+        if part.digest:
             mark("tensors" if part.source == "tensor" else "files", part.digest)
     for block in (b for hop in model.chain for b in (hop.block, *hop.adapters) if b):
         _visit_block(objects, result, block, names)
+    if model.evidence:
+        mark("equivalences", model.evidence)
     if model.base:
         _visit(objects, result, model.base, names)
 

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from blockzoo.codecs import PACKED, raw, zstd
 from blockzoo.errors import DamagedError, LockedError, SourceError
-from blockzoo.records import Block, Model
+from blockzoo.records import Block, Model, Part
 from blockzoo.store import durable
 from blockzoo.store.layout import Layout
 from blockzoo.store.mapping import map_file
@@ -174,6 +174,13 @@ class Session:
     def inline(self, data: memoryview) -> bool:
         """Whether a literal is short enough to stand in the recipe itself."""
         return len(data) <= _INLINE
+
+    def literal(self, data: bytes | memoryview) -> Part:
+        """Some bytes as a part of a recipe: in it where they are few, else as a file."""
+        view = memoryview(data)
+        if self.inline(view):
+            return Part("bytes", len(view), literal=bytes(view))
+        return Part("file", len(view), self.file(view))
 
     def commit(self) -> bool:
         """Bring everything to the disk.

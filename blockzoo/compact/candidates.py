@@ -1,0 +1,94 @@
+"""Which points of a frontier are tried for which grade, and their certification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blockzoo.compact.laying import Laid
+from blockzoo.compact.plan import Point
+from blockzoo.equivalence import texts
+from blockzoo.equivalence.certify import Paths, certify, paths_of
+from blockzoo.equivalence.grade import GRADES
+from blockzoo.errors import BlockzooError
+from blockzoo.execution.texts import Text, read_text
+from blockzoo.progress import Progress
+from blockzoo.records import Model
+from blockzoo.store.session import Session
+
+if TYPE_CHECKING:
+    from blockzoo.zoo import Zoo
+
+#: share of a grade's bound that a point may come to on calibration text to be tried for it: the
+#: likely one, and one that is safer
+_TRIED = (0.8, 0.4)
+
+
+def check_apart(
+    zoo: Zoo,
+    model: Model,
+    chosen_on: Sequence[Text],
+    text: Paths,
+    own: str | Path | None,
+    tokens: int,
+) -> None:
+    """Refuse texts that cannot certify before an hour is spent on what they should."""
+    files = [*paths_of(text), *([own] if own is not None else [])]
+    found = [read_text(path) for path in dict.fromkeys(Path(file).resolve() for file in files)]
+    texts.take_samples(found, chosen_on, zoo.tokenizer(model), tokens)
+
+
+def certify_points(
+    zoo: Zoo,
+    name: str,
+    points: Sequence[Point],
+    grade: str,
+    text: Paths,
+    own: str | Path | None,
+    calibration: Paths,
+    tokens: int,
+    progress: Progress,
+) -> list[Point]:
+    """The points, the likely ones for each grade with their certification.
+
+    What is likely is told from calibration text that nothing was fitted on; all are certified
+    together on other text, and Holm's correction stands over them.
+    """
+    tried: set[int] = set()
+    for one in GRADES:
+        if one.name > grade:
+            continue
+        for share in _TRIED:
+            good = [
+                (point.bytes.resident, number)
+                for number, point in enumerate(points)
+                if point.loss.kl <= share * one.kl
+                and 1 - point.loss.top1 <= 0.5 * (1 + share) * (1 - one.top1)
+            ]
+            if good:
+                tried.add(min(good)[1])
+    order = sorted(tried)
+    if not order:
+        return list(points)
+    keep_blocks(zoo, [points[number].laid for number in order])
+    swaps = [points[number].laid.swaps for number in order]
+    records = certify(
+        zoo, name, swaps, text, own=own, calibration=calibration, tokens=tokens, keep=False,
+        progress=progress,
+    )  # fmt: skip
+    found = dict(zip(order, records, strict=True))
+    return [replace(point, record=found.get(i)) for i, point in enumerate(points)]
+
+
+def keep_blocks(zoo: Zoo, laid: Sequence[Laid]) -> None:
+    """Write the adapter blocks of choices; what they keep is in the zoo already."""
+    with Session(zoo.objects) as session:
+        for each in laid:
+            for block in each.blocks.values():
+                for ref in block.tensors.values():
+                    session.rely("tensors", ref.digest)
+                session.block(block)
+        if not session.commit():
+            raise BlockzooError("the zoo was collected meanwhile", hint="run it again")

@@ -1,0 +1,200 @@
+"""Making a plan: differences found, rounded, weighed, combined, measured and certified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blockzoo.compact.allocate import Offer, frontier, thin
+from blockzoo.compact.candidates import certify_points, check_apart
+from blockzoo.compact.differences import Differences, Matrix, find_differences
+from blockzoo.compact.grams import grams
+from blockzoo.compact.laying import lay, variant
+from blockzoo.compact.options import Option, options_of
+from blockzoo.compact.plan import Bytes, CompactPlan, Point, counted
+from blockzoo.compact.trial import Trial, make_trial
+from blockzoo.equivalence.certify import TOKENS, Paths, paths_of
+from blockzoo.equivalence.grade import GRADES
+from blockzoo.errors import BlockzooError, UsageError
+from blockzoo.execution.packing import WIDTHS
+from blockzoo.execution.tensors import to_torch
+from blockzoo.execution.texts import read_texts
+from blockzoo.progress import Progress, silent
+from blockzoo.store.session import Session
+
+if TYPE_CHECKING:
+    from blockzoo.zoo import Zoo
+
+_POINTS = 12  # of a frontier that are measured
+#: what is foretold to lose less is as good as exact, and what loses more is left out
+_LOSSES = (1e-5, 1.5 * GRADES[-1].kl)
+
+Options = Mapping[Matrix, Sequence[Option]]
+
+
+def plan_compact(
+    zoo: Zoo,
+    name: str,
+    calibration: Paths,
+    text: Paths,
+    *,
+    own: str | Path | None = None,
+    base: str | None = None,
+    grade: str = "B",
+    widths: Sequence[int] = WIDTHS,
+    tokens: int = TOKENS,
+    progress: Progress = silent,
+) -> CompactPlan:
+    """Plan to keep a full fine-tune as its base and compact differences.
+
+    Parameters
+    ----------
+    zoo : Zoo
+    name : str
+        The tuned model.
+    calibration : path or sequence of paths
+        Text to fit and choose on; the model's own domain should be in it.
+    text : path or sequence of paths
+        Held-out text to certify on, each file a domain.
+    own : path, optional
+        Held-out text of the model's own domain.
+    base : str, optional
+        What to tell it by; the root of its family by default.
+    grade : {"A", "B", "C"}
+        What is wanted.
+    widths : sequence of int
+        Bits that a code may have: of 1, 2 and 4.
+    tokens : int
+        Of each text that is certified on, at most.
+    progress : Progress
+
+    Raises
+    ------
+    SourceError
+        Where a text cannot be used, or the two kinds overlap.
+    BlockzooError
+        Where the model is no full fine-tune of the base.
+    """
+    if wrong := [bits for bits in widths if bits not in WIDTHS]:
+        raise UsageError(f"codes of {wrong[0]} bits are not known", hint="give 1, 2 or 4")
+    tuned = zoo.model(name)
+    base = base or find_root(zoo, name, progress)
+    differences = find_differences(zoo, tuned, zoo.model(base), (name, base))
+    chosen_on = read_texts(paths_of(calibration))
+    trial = make_trial(zoo.chain(tuned), chosen_on, zoo.tokenizer(tuned))
+    check_apart(zoo, tuned, chosen_on, text, own, tokens)
+    with Session(zoo.objects) as session:
+        options = _options(zoo, session, differences, trial, widths, progress)
+        if not session.commit():
+            raise BlockzooError("the zoo was collected meanwhile", hint="run it again")
+    losses = _foretold(zoo, differences, trial, options, progress)
+    points = _points(zoo, differences, trial, options, losses, progress)
+    certified = certify_points(zoo, name, points, grade, text, own, calibration, tokens, progress)
+    exact = _bytes(differences, {matrix: some[-1] for matrix, some in options.items()})
+    return CompactPlan(zoo, name, base, tuned.digest, exact, tuple(certified), grade)
+
+
+def find_root(zoo: Zoo, name: str, progress: Progress = silent) -> str:
+    """The name of the model that a model's family descends from, as far as weights tell.
+
+    Raises
+    ------
+    BlockzooError
+        Where it descends from none.
+    """
+    lineage = zoo.families(progress).lineage
+    digest = zoo.resolve(name)
+    while (parent := lineage.parent(digest)) is not None:
+        digest = parent
+    if digest == zoo.resolve(name):
+        raise BlockzooError(
+            f"{name} descends from no model in this zoo, as far as its weights tell",
+            hint="name its base with --base",
+        )
+    return lineage.members[digest].name
+
+
+def _options(
+    zoo: Zoo,
+    session: Session,
+    differences: Differences,
+    trial: Trial,
+    widths: Sequence[int],
+    progress: Progress,
+) -> dict[Matrix, list[Option]]:
+    total = sum(matrix.tuned.nbytes for matrix in differences.matrices)
+    done, found = 0, {}
+    for matrix, gram in grams(trial.chain, differences.matrices, trial.batches()):
+        tensors = (
+            to_torch(*zoo.tensor(matrix.tuned.digest)),
+            to_torch(*zoo.tensor(matrix.base.digest)),
+        )
+        found[matrix] = options_of(session, matrix, tensors, gram, sorted(widths))
+        done += matrix.tuned.nbytes
+        progress("round", done, total, 0)
+    return found
+
+
+def _foretold(
+    zoo: Zoo, differences: Differences, trial: Trial, options: Options, progress: Progress
+) -> dict[Matrix, list[float]]:
+    """The loss of every option by itself: measured for one, by its error for the others."""
+    probes, probed = [], []
+    whole = {matrix: some[-1] for matrix, some in options.items()}
+    for matrix, some in options.items():
+        between = [option for option in some if option.method not in ("none", "full")]
+        probe = max(between or some[:1], key=lambda option: option.error)
+        probed.append(probe)
+        probes.append(variant(zoo, differences, lay(differences, {**whole, matrix: probe})))
+    told = trial.probe(probes, progress) if probes else []
+    return {
+        matrix: [option.error * (kl / probe.error if probe.error else 0.0) for option in some]
+        for (matrix, some), probe, kl in zip(options.items(), probed, told, strict=True)
+    }
+
+
+def _points(
+    zoo: Zoo,
+    differences: Differences,
+    trial: Trial,
+    options: Options,
+    losses: Mapping[Matrix, Sequence[float]],
+    progress: Progress,
+) -> list[Point]:
+    offers = [
+        Offer(matrix, [(o.resident, kl) for o, kl in zip(some, losses[matrix], strict=True)])
+        for matrix, some in options.items()
+    ]
+    choices = frontier(offers)
+    sums = [sum(losses[matrix][number] for matrix, number in c.items()) for c in choices]
+    picked = worth_measuring(sums)
+    chosen = [
+        {matrix: options[matrix][number] for matrix, number in choices[i].items()} for i in picked
+    ]
+    laid = [lay(differences, choice) for choice in chosen]
+    found = trial.loss([variant(zoo, differences, each) for each in laid], progress)
+    return [
+        Point(each, counted([o.name for o in choice.values()]), _bytes(differences, choice), loss)
+        for each, choice, loss in zip(laid, chosen, found, strict=True)
+    ]
+
+
+def _bytes(differences: Differences, choice: Mapping[Matrix, Option]) -> Bytes:
+    rest = sum(
+        ref.nbytes for some in differences.replaced.values() for ref in some.values()
+    )  # norms and the like: as many in every choice
+    return Bytes(
+        rest + sum(option.stored for option in choice.values()),
+        rest + sum(option.resident for option in choice.values()),
+        rest + sum(option.step for option in choice.values()),
+    )
+
+
+def worth_measuring(losses: Sequence[float]) -> list[int]:
+    """Places of a frontier, given what each is foretold to lose; the first is the exact model."""
+    least, most = _LOSSES
+    good = [i for i, kl in enumerate(losses) if i and kl <= most]
+    almost = [i for i in good if losses[i] <= least]
+    kept = almost[-1:] + [i for i in good if losses[i] > least]
+    return [kept[i] for i in thin([losses[i] for i in kept], _POINTS)] if kept else []
