@@ -101,7 +101,8 @@ class Certificates:
         key = model, any_text
         if key not in self._made:
             records = [r for r in self._records.values() if r.model == model]
-            records = [r for r in records if r.own or any_text]
+            # a whole chain that stands in is a model of its own, and served by its own name
+            records = [r for r in records if (r.own or any_text) and not r.stand_in]
             self._made[key] = _judged(self._zoo, model, records) if records else []
         return self._made[key]
 

@@ -52,7 +52,7 @@ class Settings:
     """
 
     steps: int = 300
-    rate: float = 3e-3
+    rate: float = 1e-2
     ridge: float = 1e-3
     seed: int = 0
 
@@ -133,12 +133,12 @@ def fit(
     progress : Progress
         Told tokens, then steps.
     """
-    stitch = _regression(pair, positions, ids, settings, shuffled, progress)
+    stitch, ends = _regression(pair, positions, ids, settings, shuffled, progress)
     if not mapped:
         stitch.map.weight.data.zero_()
         stitch.map.weight.requires_grad_(False)
     if settings.steps:
-        _distil(stitch, pair, positions, ids, settings, shuffled, progress)
+        _distil(stitch, pair, positions, ids, ends, settings, shuffled, progress)
     return stitch.eval().requires_grad_(False)
 
 
@@ -196,15 +196,19 @@ def _regression(
     settings: Settings,
     shuffled: bool,
     progress: Progress,
-) -> Stitch:
+) -> tuple[Stitch, torch.Tensor]:
+    """The regression's stitch, and the target's states before its head, (pieces, T, width)."""
     sources, targets = (sorted(set(depths)) for depths in zip(*positions, strict=True))
+    end = 1 + max(hop.depth for hop in pair.target.compiled.hops)
+    ends = []
     moments = {position: _Moments() for position in positions}
     order = torch.Generator().manual_seed(settings.seed)
     rows = max(1, _BATCH // ids.shape[1])
     for first in range(0, len(ids), rows):
         some = ids[first : first + rows]
         before = _states(pair.source, some, sources)
-        after = _states(pair.target, some, targets)
+        after = _states(pair.target, some, [*targets, end])
+        ends.append(after[end])
         for (source, target), sums in moments.items():
             x, y = before[source].flatten(0, 1), after[target].flatten(0, 1)
             sums.add(x[torch.randperm(len(x), generator=order)] if shuffled else x, y)
@@ -222,7 +226,7 @@ def _regression(
         stitch.enter.bias.data[row] = (-x / of_x).float()
         stitch.leave.weight.data[column] = of_y.float()
         stitch.leave.bias.data[column] = y.float()
-    return stitch
+    return stitch, torch.cat(ends)
 
 
 def _distil(
@@ -230,6 +234,7 @@ def _distil(
     pair: Pair,
     positions: Sequence[Position],
     ids: torch.Tensor,
+    ends: torch.Tensor,
     settings: Settings,
     shuffled: bool,
     progress: Progress,
@@ -238,12 +243,12 @@ def _distil(
     learning = [p for p in stitch.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(learning, lr=settings.rate, weight_decay=0.0)
     order = torch.Generator().manual_seed(settings.seed)
-    batches = _batches(ids, order)
+    batches = _batches(len(ids), max(1, _BATCH // ids.shape[1]), order)
     for step in range(settings.steps):
-        some, at = next(batches), positions[step % len(positions)]
-        with torch.no_grad():
-            [hidden] = _states(pair.source, some, [at[0]]).values()
-            expected = log_softmax(_logits(pair.target, some), -1)
+        rows, at = next(batches), positions[step % len(positions)]
+        some = ids[rows]
+        [hidden] = _states(pair.source, some, [at[0]]).values()
+        expected = log_softmax(pair.target.end(ends[rows]), -1)
         if shuffled:
             flat = hidden.flatten(0, 1)
             hidden = flat[torch.randperm(len(flat), generator=order)].view_as(hidden)
@@ -265,17 +270,13 @@ def _schedule(step: int, steps: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, steps - warm))
 
 
-def _batches(ids: torch.Tensor, order: torch.Generator) -> Iterator[torch.Tensor]:
-    """The pieces in random order, over and over."""
-    rows = min(len(ids), max(1, _BATCH // ids.shape[1]))
+def _batches(count: int, rows: int, order: torch.Generator) -> Iterator[torch.Tensor]:
+    """Numbers of pieces, so many at a time, in random order, over and over."""
+    rows = min(count, rows)
     while True:
-        shuffled = ids[torch.randperm(len(ids), generator=order)]
-        for first in range(0, len(ids) - rows + 1, rows):
+        shuffled = torch.randperm(count, generator=order)
+        for first in range(0, count - rows + 1, rows):
             yield shuffled[first : first + rows]
-
-
-def _logits(chain: RunnableChain, ids: torch.Tensor) -> torch.Tensor:
-    return chain.forward(ids, logits_to_keep=0)
 
 
 def _tail(

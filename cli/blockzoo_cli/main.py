@@ -19,7 +19,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "Build a zoo": ("init", "ingest", "dedupe", "export"),
     "Look inside": ("ls", "show", "diff", "similar", "stats", "history"),
     "Look after it": ("tag", "rm", "gc", "verify", "repair"),
-    "Share blocks": ("certify", "assemble"),
+    "Share blocks": ("certify", "stitch", "assemble"),
     "Run models": ("run", "profile", "bench", "demo"),
 }
 
