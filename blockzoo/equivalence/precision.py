@@ -14,6 +14,7 @@ from blockzoo.execution.tensors import Build, TensorSource
 from blockzoo.tensors import TensorRef
 
 _LARGEST = 127  # of a signed 8-bit integer, symmetric
+_NUMBERS = 1 << 20  # rounded at a time
 
 
 class RoundTrip:
@@ -44,6 +45,11 @@ def int8_round_trip(tensor: torch.Tensor) -> torch.Tensor:
     """
     if tensor.ndim < 2 or not tensor.is_floating_point():
         return tensor
-    scale = tensor.abs().amax(-1, keepdim=True) / _LARGEST
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return torch.round(tensor / scale).clamp(-_LARGEST, _LARGEST) * scale
+    given = tensor.reshape(-1, tensor.shape[-1])
+    rounded = torch.empty_like(given)
+    rows = max(1, _NUMBERS // max(given.shape[-1], 1))
+    for part, target in zip(torch.split(given, rows), torch.split(rounded, rows), strict=True):
+        scale = part.abs().amax(-1, keepdim=True) / _LARGEST
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        torch.div(part, scale, out=target).round_().clamp_(-_LARGEST, _LARGEST).mul_(scale)
+    return rounded.reshape(tensor.shape)

@@ -20,7 +20,7 @@ from blockzoo.execution.context import Context
 LENGTH = 512
 #: tokens of a batch, padding included
 BATCH = 4096
-_NUMBERS = 1 << 21  # in a batch's hidden states: what a block computes inside is several times it
+_NUMBERS = 1 << 20  # in a batch's hidden states: what a block computes inside is several times it
 
 
 @dataclass(frozen=True)
