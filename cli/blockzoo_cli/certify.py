@@ -100,5 +100,12 @@ def _show(
     app.output.record(
         {**more, "records": data}, *shown, *words, ids=[record.digest for record in records]
     )
+    if records and not records[0].own:
+        texts = ", ".join(text["domain"] for text in records[0].texts)
+        app.output.warn(
+            f"measured on {texts} only, and none of that is said to be of the model's own domain: "
+            "what holds there need not hold where the model is used",
+            "give text of what the model is used for: --own FILE",
+        )
     passed = all(record.judgement.at_least(grade) for record in records)
     click.get_current_context().exit(0 if passed else 1)

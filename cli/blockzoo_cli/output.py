@@ -1,7 +1,7 @@
 """Where a verb's results go: one class for tables, JSON and bare ids.
 
 Data goes to stdout; notes, hints, questions and progress go to stderr, and none of them but
-errors when stderr is not a terminal. rich is imported only to draw on a terminal.
+errors and warnings when stderr is not a terminal. rich is imported only to draw on a terminal.
 """
 
 from __future__ import annotations
@@ -90,6 +90,11 @@ class Output:
     def complain(self, text: str, hint: str | None = None) -> None:
         """A failure that does not end the verb; always printed."""
         complain(text, hint)
+
+    def warn(self, text: str, hint: str) -> None:
+        """What a result must not be used without knowing; always printed."""
+        click.echo(_label("warning:", "yellow") + f" {text}", err=True)
+        click.echo(_label("hint:", "cyan") + f" {hint}", err=True)
 
     def confirm(self, question: str) -> bool:
         """Ask on stderr; no is the default."""

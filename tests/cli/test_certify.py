@@ -48,6 +48,17 @@ def test_what_does_not_pass_leaves_with_1(prepared: Run) -> None:
     assert len(whole) == 1 and len(whole[0]["swaps"]) == 2
 
 
+def test_that_no_text_is_of_the_models_own_domain_cannot_be_overlooked(prepared: Run) -> None:
+    """It is said on stderr even where nobody watches, and whatever the verdict and the form."""
+    swap = ["certify", "base", "--swap", "layers.1.mlp=near"]
+    for form in ([], ["--json"], ["-q"]):
+        done = prepared(*swap, "--text", "own.txt", *form)
+        assert "warning: measured on own only" in done.stderr and "--own FILE" in done.stderr
+    again = prepared("certify", "--again", prepared("certify", "-q").stdout.split()[0])
+    assert "warning: measured on own only" in again.stderr
+    assert "warning" not in prepared(*swap, "--own", "own.txt").stderr
+
+
 def test_wrong_use_is_explained(prepared: Run) -> None:
     assert "--text FILE" in prepared("certify", "base", "--swap", "layers.0.mlp=far", code=1).stderr
     assert "--swap is missing" in prepared("certify", "base", "--text", "own.txt", code=2).stderr
