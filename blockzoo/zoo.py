@@ -496,6 +496,27 @@ class Zoo:
             tokens=tokens, progress=progress,
         )  # fmt: skip
 
+    def equivalent(
+        self,
+        name: str,
+        calibration: str | Path | Sequence[str | Path],
+        text: str | Path | Sequence[str | Path],
+        *,
+        own: str | Path | None = None,
+        grade: str = "B",
+        tokens: int = 20_000,
+        progress: Progress = silent,
+    ) -> CompactPlan:
+        """Plan to let other models' blocks stand in for a model's; see `compact.equivalent`.
+
+        What is planned, executed and taken back as with `compact`, which keeps what differs.
+        """
+        from blockzoo.compact.equivalent import plan_equivalent
+
+        return plan_equivalent(
+            self, name, calibration, text, own=own, grade=grade, tokens=tokens, progress=progress
+        )
+
     def revert(self, name: str) -> str:
         """Let a compact version's name point to the exact one again; returns its digest.
 

@@ -96,6 +96,7 @@ class Point:
             "grade": self.grade,
             "record": self.record.digest if self.record is not None else "",
             "kept": dict(self.counts),
+            "kept_as": self.kept,
         }
 
 
@@ -106,7 +107,7 @@ class CompactPlan:
     Parameters
     ----------
     name, base : str
-        The model's name and its base's.
+        The model's name and its base's; empty where blocks of any model may stand in.
     digest : str
         The model that was measured.
     exact : Bytes
@@ -155,13 +156,17 @@ class CompactPlan:
             if point is chosen:
                 row["grade"] = f"{point.grade}  ← proposed"
             rows.append(row)
+        beyond = f"beyond {self.base}'s" if self.base else "that no other model has"
         note = (
-            f"bytes beyond {self.base}'s; KL and top-1 on calibration text, worst domain; "
+            f"bytes {beyond}; KL and top-1 on calibration text, worst domain; "
             "certified on other text"
         )
         if chosen is None:
             note += f"; no point that saves anything is certified {self.wanted} or better"
-        return Table(f"{self.name} as what it differs by from {self.base}", _COLUMNS, rows, note)
+        title = f"{self.name} as what it differs by from {self.base}"
+        if not self.base:
+            title = f"{self.name} with other models' blocks"
+        return Table(title, _COLUMNS, rows, note)
 
     def drawing(self) -> Drawing:
         """Loss against bytes."""
@@ -173,7 +178,7 @@ class CompactPlan:
             "read a step": [(p.bytes.step, p.loss.kl) for p in self.points],
         }
         marked = [(p.bytes.resident, p.loss.kl, p.grade) for p in self.points if p.record]
-        return frontier(f"{self.name}: loss by bytes beyond {self.base}", series, marked)
+        return frontier(f"{self.name}: loss by its own bytes", series, marked)
 
     def execute(self, *, beside: bool = False) -> str:
         """Keep the proposed point.

@@ -151,6 +151,13 @@ def _check_fits(hop: Hop, block: Block, other_hop: Hop, other: Block, donor: str
         )
 
 
+def fits(block: Block, other: Block) -> bool:
+    """Whether a block may stand where another stands: of one kind, shape and computation."""
+    shapes = [{name: ref.shape for name, ref in each.tensors.items()} for each in (block, other)]
+    same = canonical_json(block.spec) == canonical_json(other.spec)
+    return block.kind == other.kind and shapes[0] == shapes[1] and same
+
+
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
     """Where two specs differ, as ``config.rope_theta (10000 and 500000)``."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -1,4 +1,4 @@
-"""``blockzoo dedupe``: keep near-copies as differences, without loss."""
+"""``blockzoo dedupe``: keep near-copies as differences, without loss, or at a certified one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Literal
 import click
 
 from blockzoo.errors import BlockzooError, UsageError
+from blockzoo_cli.lossy import Asked, make_compact
 from blockzoo_cli.progress import bar
 from blockzoo_cli.verb import App, verb
 
+_FILE = click.Path(path_type=Path)
+
 
 @verb("dedupe")
+@click.argument("names", nargs=-1, metavar="[MODEL]...")
 @click.option(
     "--level",
     type=click.Choice(["fast", "small"]),
@@ -26,15 +30,58 @@ from blockzoo_cli.verb import App, verb
     "--apply", "apply_file", type=click.Path(path_type=Path, exists=True), help="Execute a plan."
 )
 @click.option("--undo", is_flag=True, help="Keep everything raw again.")
+@click.option(
+    "--compact", is_flag=True,
+    help="Lossy: keep MODEL as its base and compact differences, certified.",
+)  # fmt: skip
+@click.option(
+    "--equivalent", is_flag=True,
+    help="Lossy: let other models' blocks stand in for MODEL's, certified.",
+)  # fmt: skip
+@click.option(
+    "--calibration", multiple=True, type=_FILE, metavar="FILE",
+    help="Text to fit and choose on. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--text", "texts", multiple=True, type=_FILE, metavar="FILE",
+    help="Held-out text to certify on, a file for each domain. May be repeated.",
+)  # fmt: skip
+@click.option("--own", type=_FILE, metavar="FILE", help="Held-out text of the model's own domain.")
+@click.option(
+    "--base", metavar="NAME", help="What --compact tells MODEL by; else found."
+)
+@click.option(
+    "--grade", default="B", show_default=True, type=click.Choice(["A", "B", "C"]),
+    help="What a lossy plan has to hold, see `blockzoo certify --help`.",
+)  # fmt: skip
+@click.option(
+    "--bits", "widths", multiple=True, type=click.Choice(["1", "2", "4"]),
+    help="Of a code that --compact may use; all of them where not given. May be repeated.",
+)  # fmt: skip
+@click.option("--beside", is_flag=True, help="Keep the exact version, and the certified beside it.")
+@click.option("--svg", type=_FILE, metavar="FILE", help="Draw the frontier of a lossy plan.")
+@click.option("--revert", is_flag=True, help="Let MODEL be the exact version again.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only show what would be done.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def command(
     app: App,
+    names: tuple[str, ...],
     level: Literal["fast", "small"],
     keep_raw: tuple[str, ...],
     plan_file: Path | None,
     apply_file: Path | None,
     undo: bool,
+    compact: bool,
+    equivalent: bool,
+    calibration: tuple[Path, ...],
+    texts: tuple[Path, ...],
+    own: Path | None,
+    base: str | None,
+    grade: str,
+    widths: tuple[str, ...],
+    beside: bool,
+    svg: Path | None,
+    revert: bool,
     dry_run: bool,
     yes: bool,
 ) -> None:
@@ -42,7 +89,25 @@ def command(
 
     Shows a plan first and asks. No digest, block or model changes; exports stay byte for byte
     what they were. It can be interrupted and run again.
+
+    With --compact or --equivalent each MODEL gets a new, lossy version under its name, the
+    cheapest that is certified on text it was not made on; the exact one stays in the name's
+    history until `gc`, and --revert returns to it.
     """
+    if compact or equivalent or revert:
+        if sum((compact, equivalent, revert)) > 1 or plan_file or apply_file or undo or keep_raw:
+            raise click.UsageError(
+                "--compact, --equivalent, --revert and the options of lossless plans exclude "
+                "each other"
+            )
+        bits = tuple(int(width) for width in widths)
+        asked = Asked(calibration, texts, own, base, grade, bits, beside, svg, dry_run, yes)
+        make_compact(app, names, asked, "revert" if revert else "compact" if compact else "swap")
+        return
+    lossy = {"--calibration": calibration, "--text": texts, "--own": own, "--base": base,
+             "--bits": widths, "--beside": beside, "--svg": svg, "MODEL": names}  # fmt: skip
+    if given := [option for option, value in lossy.items() if value]:
+        raise click.UsageError(f"{given[0]} goes with --compact or --equivalent")
     if sum(map(bool, (plan_file, apply_file, undo))) > 1:
         raise UsageError("--plan, --apply and --undo exclude each other")
     from blockzoo.explore.values import format_bytes
