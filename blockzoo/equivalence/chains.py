@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from blockzoo.equivalence.grade import GRADES, Verdict
@@ -59,8 +59,8 @@ class CertifiedChain:
     top1: float
     own: str
     record: str
-    swaps: tuple[Swap, ...]
-    model: Model
+    swaps: tuple[Swap, ...] = field(repr=False)
+    model: Model = field(repr=False)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,108 @@
+"""Which chains a model's certificates allow to be served."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from blockzoo.equivalence.chains import Certificates
+from blockzoo.equivalence.record import Equivalence
+from blockzoo.errors import UsageError
+from blockzoo.store.session import Session
+from blockzoo.zoo import Zoo
+
+
+@pytest.fixture
+def zoo(planted: Zoo, tmp_path: Path) -> Zoo:
+    shutil.copytree(planted.path, tmp_path / "zoo")
+    for path in (tmp_path / "zoo" / "equivalences").glob("*/*.json"):
+        path.unlink()
+    return Zoo(tmp_path / "zoo")
+
+
+@pytest.fixture
+def record(zoo: Zoo, texts: dict[str, Path]) -> Equivalence:
+    return zoo.certify("near", "layers.*=base", [texts["plain"]], own=texts["own"])
+
+
+def _keep(zoo: Zoo, record: Equivalence, verdict: str, **changes: object) -> Equivalence:
+    """The record as if it had come out otherwise."""
+    judged = replace(record.judgement, verdict=verdict)
+    other = replace(record, judgement=judged, **changes)
+    with Session(zoo.objects) as session:
+        session.equivalence(other.digest, other.encoded)
+        assert session.commit()
+    return other
+
+
+def _remove(zoo: Zoo, record: Equivalence) -> None:
+    path = zoo.objects.find("equivalences", record.digest)
+    assert path is not None
+    path.unlink()
+
+
+def test_a_chain_carries_its_certificate(zoo: Zoo, record: Equivalence) -> None:
+    assert record.grade == "A"
+    [chain] = zoo.chains("near")
+    assert chain.name == f"A:{record.digest[:12]}"
+    assert chain.swaps == record.swaps and chain.own == "own"
+    assert chain.kl == max(figures.kl for figures in record.evidence.domains.values())
+    base, model = zoo.model("base"), zoo.model("near")
+    layers = [hop.block for hop in base.chain if hop.name.startswith("layers.")]
+    assert [hop.block for hop in chain.model.chain][1:-1] == layers
+    assert chain.model.digest not in (model.digest, base.digest)
+    assert zoo.chains("base") == []
+
+
+def test_only_grades_as_good_as_asked_for_count(zoo: Zoo, record: Equivalence) -> None:
+    _remove(zoo, record)
+    kept = _keep(zoo, record, "C")
+    assert zoo.chains("near", "A") == zoo.chains("near", "B") == []
+    assert [chain.record for chain in zoo.chains("near", "C")] == [kept.digest]
+    with pytest.raises(UsageError, match="no grade 'D'"):
+        zoo.chains("near", "D")
+
+
+def test_the_worst_certificate_of_a_chain_counts(zoo: Zoo, record: Equivalence) -> None:
+    worse = _keep(zoo, record, "B")
+    assert [chain.name for chain in zoo.chains("near")] == [f"B:{worse.digest[:12]}"]
+    assert zoo.chains("near", "A") == []
+    _keep(zoo, record, "inconclusive")
+    assert len(zoo.chains("near")) == 1
+    _keep(zoo, record, "rejected")
+    assert zoo.chains("near", "C") == []
+
+
+def test_a_certificate_counts_only_with_the_tenants_own_text(zoo: Zoo, record: Equivalence) -> None:
+    _remove(zoo, record)
+    kept = _keep(zoo, record, "A", own="")
+    assert zoo.chains("near") == []
+    assert [chain.record for chain in zoo.chains("near", any_text=True)] == [kept.digest]
+
+
+def test_records_are_seen_when_they_come_and_when_they_go(zoo: Zoo, record: Equivalence) -> None:
+    certificates, digest = Certificates(zoo), zoo.resolve("near")
+    assert len(certificates.chains(digest, "C")) == 1
+    for number in range(30):  # at once: a folder's time of change may not tell
+        other = _keep(zoo, record, "B", candidates=number + 2)
+        [chain] = certificates.chains(digest, "C")
+        assert chain.grade == "B"
+        _remove(zoo, other)
+        [chain] = certificates.chains(digest, "C")
+        assert chain.grade == "A"
+
+
+def test_a_chain_with_a_block_that_is_gone_is_left_out(zoo: Zoo, record: Equivalence) -> None:
+    certificates, digest = Certificates(zoo), zoo.resolve("near")
+    assert certificates.chains(digest, "A")
+    path = zoo.objects.find("blocks", record.swaps[0].by)
+    assert path is not None
+    path.unlink()
+    assert certificates.chains(digest, "A") == []
+
+
+def test_a_zoo_without_certificates_has_no_chains(tmp_path: Path) -> None:
+    assert Certificates(Zoo(tmp_path / "zoo")).chains("0" * 64, "C") == []
