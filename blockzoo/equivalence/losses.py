@@ -19,7 +19,7 @@ from blockzoo.execution.passage import Passage, batch_size, batches, embedded_wi
 from blockzoo.progress import Progress, silent
 
 _HIDDEN_BYTES = 128 << 20  # of hidden states at a time, over all chains
-_LOGITS = 1 << 22  # logits of one chain at a time
+_LOGITS = 1 << 21  # logits of one chain at a time
 _LEAST_TOKENS = 2048  # at a time, whatever they take
 
 

@@ -25,9 +25,9 @@ from blockzoo.similarity.cka import cka_matrix, layer_vector
 SAMPLES = 768
 #: with fewer tokens, CKA is off by more than a few hundredths
 FEW = 256
-_VECTOR_BYTES = 128 << 20  # of all hops' vectors: models of very many hops get fewer samples
+_VECTOR_BYTES = 64 << 20  # of all hops' vectors: models of very many hops get fewer samples
 _ROWS = 256  # hidden states that are compared at a time
-_LOGITS = 1 << 22  # logits at a time
+_LOGITS = 1 << 21  # logits at a time
 _DEAD = 1e-6  # of the mean energy: a dimension that moves less counts as if it moved so much
 
 EMBEDDING, HEAD = "embedding", "head"
