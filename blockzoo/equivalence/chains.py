@@ -118,6 +118,9 @@ class Certificates:
                 listed[folder.name] = changed, frozenset(file[1] for file in files if file)
             else:
                 listed[folder.name] = before
+        if listed == self._listed:
+            return
+        self._listed = listed
         there = frozenset[str]().union(*(digests for _, digests in listed.values()))
         if there != self._records.keys():
             objects = self._zoo.objects
@@ -125,7 +128,6 @@ class Certificates:
                 self._records[digest] = Equivalence.from_json(objects.equivalence(digest))
             self._records = {d: record for d, record in self._records.items() if d in there}
             self._made.clear()
-        self._listed = listed
 
 
 def chains(

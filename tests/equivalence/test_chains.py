@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blockzoo.equivalence.chains import Certificates
+from blockzoo.equivalence.grade import Verdict
 from blockzoo.equivalence.record import Equivalence
 from blockzoo.errors import UsageError
 from blockzoo.store.session import Session
@@ -28,7 +30,7 @@ def record(zoo: Zoo, texts: dict[str, Path]) -> Equivalence:
     return zoo.certify("near", "layers.*=base", [texts["plain"]], own=texts["own"])
 
 
-def _keep(zoo: Zoo, record: Equivalence, verdict: str, **changes: object) -> Equivalence:
+def _keep(zoo: Zoo, record: Equivalence, verdict: Verdict, **changes: Any) -> Equivalence:
     """The record as if it had come out otherwise."""
     judged = replace(record.judgement, verdict=verdict)
     other = replace(record, judgement=judged, **changes)
