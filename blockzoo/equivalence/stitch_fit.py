@@ -27,7 +27,8 @@ from blockzoo.progress import Progress, silent
 
 #: so many tokens for each dimension that the regression has, at least
 TOKENS_PER_DIMENSION = 10
-_BATCH = 2048  # tokens of a step
+_AT_ONCE = 2048  # tokens of the regression that are in memory
+_STEP = 512  # tokens of a step: the stitch is small, and many steps teach it more than large ones
 _EPSILON = 1e-6
 
 Position = tuple[int, int]
@@ -51,7 +52,7 @@ class Settings:
         Of the order in which text is read.
     """
 
-    steps: int = 300
+    steps: int = 400
     rate: float = 1e-2
     ridge: float = 1e-3
     seed: int = 0
@@ -203,7 +204,7 @@ def _regression(
     ends = []
     moments = {position: _Moments() for position in positions}
     order = torch.Generator().manual_seed(settings.seed)
-    rows = max(1, _BATCH // ids.shape[1])
+    rows = max(1, _AT_ONCE // ids.shape[1])
     for first in range(0, len(ids), rows):
         some = ids[first : first + rows]
         before = _states(pair.source, some, sources)
@@ -218,7 +219,8 @@ def _regression(
     inner = torch.stack([each[4] for each in told.values()]).mean(0)
     across = torch.stack([each[5] for each in told.values()]).mean(0)
     inner = inner + settings.ridge * torch.eye(width_in, dtype=inner.dtype)
-    stitch = Stitch(sources, targets, width_in, width_out)
+    with torch.random.fork_rng(devices=[]):  # nobody else's random numbers change
+        stitch = Stitch(sources, targets, width_in, width_out)
     stitch.map.weight.data = torch.linalg.solve(inner, across.T).T.float().contiguous()
     for (source, target), (x, of_x, y, of_y, *_) in told.items():
         row, column = sources.index(source), targets.index(target)
@@ -243,7 +245,7 @@ def _distil(
     learning = [p for p in stitch.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(learning, lr=settings.rate, weight_decay=0.0)
     order = torch.Generator().manual_seed(settings.seed)
-    batches = _batches(len(ids), max(1, _BATCH // ids.shape[1]), order)
+    batches = _batches(len(ids), max(1, _STEP // ids.shape[1]), order)
     for step in range(settings.steps):
         rows, at = next(batches), positions[step % len(positions)]
         some = ids[rows]

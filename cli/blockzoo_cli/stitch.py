@@ -40,7 +40,7 @@ _POSITION = re.compile(r"(\d{1,5}):(\d{1,5})", re.ASCII)
 )  # fmt: skip
 @click.option(
     "--steps", type=click.IntRange(0), metavar="N",
-    help="Of distillation after the regression; 300 where not given.",
+    help="Of distillation after the regression; 400 where not given.",
 )  # fmt: skip
 @click.option("--no-controls", is_flag=True, help="Do not fit the three controls.")
 @click.option(
