@@ -64,7 +64,8 @@ def plan_compact(
     grade : {"A", "B", "C"}
         What is wanted.
     widths : sequence of int
-        Bits that a code may have: of 1, 2 and 4.
+        Bits that a code may have: of 1, 2 and 4. None at all: only a LoRA that had been merged
+        is looked for, and it becomes an adapter again.
     tokens : int
         Of each text that is certified on, at most.
     progress : Progress
@@ -88,8 +89,19 @@ def plan_compact(
         options = _options(zoo, session, differences, trial, widths, progress)
         if not session.commit():
             raise BlockzooError("the zoo was collected meanwhile", hint="run it again")
-    losses = _foretold(zoo, differences, trial, options, progress)
-    points = _points(zoo, differences, trial, options, losses, progress)
+    low = _all_low(options)
+    if not widths and not low:
+        some = sum(any(o.method == "lowrank" for o in each) for each in options.values())
+        raise BlockzooError(
+            f"{name} is no low-rank update of {base}: {some} of the {len(options)} matrices that "
+            "differ are",
+            hint="without --low-rank, differences are kept in codes",
+        )
+    choices = [low] if low else []
+    if widths:
+        losses = _foretold(zoo, differences, trial, options, progress)
+        choices += _frontier(options, losses)
+    points = _points(zoo, differences, trial, choices, progress)
     certified = certify_points(zoo, name, points, grade, text, own, calibration, tokens, progress)
     exact = _bytes(differences, {matrix: some[-1] for matrix, some in options.items()})
     return CompactPlan(zoo, name, base, tuned.digest, exact, tuple(certified), grade)
@@ -154,29 +166,34 @@ def _foretold(
     }
 
 
-def _points(
-    zoo: Zoo,
-    differences: Differences,
-    trial: Trial,
-    options: Options,
-    losses: Mapping[Matrix, Sequence[float]],
-    progress: Progress,
-) -> list[Point]:
+def _frontier(
+    options: Options, losses: Mapping[Matrix, Sequence[float]]
+) -> list[dict[Matrix, Option]]:
+    """The choices that lose least for their bytes, those that are worth measuring."""
     offers = [
         Offer(matrix, [(o.resident, kl) for o, kl in zip(some, losses[matrix], strict=True)])
         for matrix, some in options.items()
     ]
     choices = frontier(offers)
     sums = [sum(losses[matrix][number] for matrix, number in c.items()) for c in choices]
-    picked = worth_measuring(sums)
-    chosen = [
-        {matrix: options[matrix][number] for matrix, number in choices[i].items()} for i in picked
+    return [
+        {matrix: options[matrix][number] for matrix, number in choices[i].items()}
+        for i in worth_measuring(sums)
     ]
-    laid = [lay(differences, choice) for choice in chosen]
+
+
+def _points(
+    zoo: Zoo,
+    differences: Differences,
+    trial: Trial,
+    choices: Sequence[Mapping[Matrix, Option]],
+    progress: Progress,
+) -> list[Point]:
+    laid = [lay(differences, choice) for choice in choices]
     found = trial.loss([variant(zoo, differences, each) for each in laid], progress)
     return [
         Point(each, counted([o.name for o in choice.values()]), _bytes(differences, choice), loss)
-        for each, choice, loss in zip(laid, chosen, found, strict=True)
+        for each, choice, loss in zip(laid, choices, found, strict=True)
     ]
 
 
@@ -189,6 +206,15 @@ def _bytes(differences: Differences, choice: Mapping[Matrix, Option]) -> Bytes:
         rest + sum(option.resident for option in choice.values()),
         rest + sum(option.step for option in choice.values()),
     )
+
+
+def _all_low(options: Options) -> dict[Matrix, Option]:
+    """Every matrix in two factors: a merged LoRA as it was. Empty where not all can be."""
+    found = {
+        matrix: option for matrix, some in options.items() for option in some
+        if option.method == "lowrank"
+    }  # fmt: skip
+    return found if len(found) == len(options) else {}
 
 
 def worth_measuring(losses: Sequence[float]) -> list[int]:

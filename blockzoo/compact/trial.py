@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _FIT = 16_000  # tokens of a text that codes are fitted on
-_PROBED = 1_500  # tokens of a text that every matrix's factor is measured on
-_CHECKED = 5_000  # tokens of a text that chains are compared on
+_PROBED = 1_000  # tokens of a text that every matrix's factor is measured on
+_CHECKED = 4_000  # tokens of a text that chains are compared on
 _FEWEST_DOCUMENTS = 8
 _FEWEST_TOKENS = 1_000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from blockzoo.compact.unmerge import adapter_of, is_adapter
 from blockzoo.compact.weights import named_tensors
 from blockzoo.equivalence.certify import keep_records
 from blockzoo.equivalence.swap import swapped
@@ -55,13 +56,21 @@ def keep_version(zoo: Zoo, name: str, digest: str, points: Sequence[Point], *, b
             zoo.rely_on(session, model)
             if not session.commit():
                 raise BlockzooError("what the plan needs was collected", hint="make it again")
-        zoo.refs.set(short, tag, tagged(model), "compact", records[0].digest)
+        zoo.refs.set(
+            short, tag, tagged(model, points[0].bytes.stored), "compact", records[0].digest
+        )
     return model.digest
 
 
 def compact_model(zoo: Zoo, session: Session, exact: Model, point: Point) -> Model:
-    """The record of a compact version: the exact one's files, weights to be made on the way out."""
+    """The record of a compact version: the exact one's files, weights to be made on the way out.
+
+    A LoRA that had been merged, and is all that differs, becomes an adapter again.
+    """
     assert point.record is not None
+    base = point.laid.swaps[0].donor
+    if is_adapter(exact, zoo.model(base), point.laid):
+        return adapter_of(zoo, session, exact, base, point.laid, point.record.digest)
     tensors = named_tensors(exact, zoo.blocks_of(exact))
     begin = header(tensors)
     size = sum(ref.nbytes for ref in tensors.values())

@@ -24,6 +24,7 @@ from blockzoo.tensors import bytes_digest, canonical_json
 
 #: the packages whose code decides the figures
 _SOURCES = ("execution", "equivalence")
+_SHOWN = 4  # swaps in a heading
 _COLUMNS = (
     Column("what"),
     Column("text"),
@@ -137,8 +138,11 @@ class Equivalence:
         lines += [
             f"  in {self.model[:SHORT_DIGEST]}, {swap.hop}: {swap.by[:SHORT_DIGEST]} "
             f"({swap.donor_hop} of {swap.donor[:SHORT_DIGEST]}) for {swap.block[:SHORT_DIGEST]}"
-            for swap in self.swaps
+            + (" with a compact difference" if swap.adapters else "")
+            for swap in self.swaps[:_SHOWN]
         ]
+        if len(self.swaps) > _SHOWN:
+            lines.append(f"  and so on at {len(self.swaps) - _SHOWN} more places")
         if self.stand_in:
             whole = self.stand_in[:SHORT_DIGEST]
             lines.append(f"  for {self.model[:SHORT_DIGEST]}: the whole chain of {whole}")

@@ -47,9 +47,7 @@ _FILE = click.Path(path_type=Path)
     help="Held-out text to certify on, a file for each domain. May be repeated.",
 )  # fmt: skip
 @click.option("--own", type=_FILE, metavar="FILE", help="Held-out text of the model's own domain.")
-@click.option(
-    "--base", metavar="NAME", help="What --compact tells MODEL by; else found."
-)
+@click.option("--base", metavar="NAME", help="What --compact tells MODEL by; else found.")
 @click.option(
     "--grade", default="B", show_default=True, type=click.Choice(["A", "B", "C"]),
     help="What a lossy plan has to hold, see `blockzoo certify --help`.",
@@ -57,6 +55,10 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--bits", "widths", multiple=True, type=click.Choice(["1", "2", "4"]),
     help="Of a code that --compact may use; all of them where not given. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--low-rank", is_flag=True,
+    help="Of --compact: find a LoRA that was merged, and make it an adapter again.",
 )  # fmt: skip
 @click.option("--beside", is_flag=True, help="Keep the exact version, and the certified beside it.")
 @click.option("--svg", type=_FILE, metavar="FILE", help="Draw the frontier of a lossy plan.")
@@ -79,6 +81,7 @@ def command(
     base: str | None,
     grade: str,
     widths: tuple[str, ...],
+    low_rank: bool,
     beside: bool,
     svg: Path | None,
     revert: bool,
@@ -100,12 +103,15 @@ def command(
                 "--compact, --equivalent, --revert and the options of lossless plans exclude "
                 "each other"
             )
-        bits = tuple(int(width) for width in widths)
+        if low_rank and widths:
+            raise click.UsageError("--low-rank and --bits exclude each other")
+        bits = None if low_rank else tuple(map(int, widths)) or (1, 2, 4)
         asked = Asked(calibration, texts, own, base, grade, bits, beside, svg, dry_run, yes)
         make_compact(app, names, asked, "revert" if revert else "compact" if compact else "swap")
         return
     lossy = {"--calibration": calibration, "--text": texts, "--own": own, "--base": base,
-             "--bits": widths, "--beside": beside, "--svg": svg, "MODEL": names}  # fmt: skip
+             "--bits": widths, "--low-rank": low_rank, "--beside": beside, "--svg": svg,
+             "MODEL": names}  # fmt: skip
     if given := [option for option, value in lossy.items() if value]:
         raise click.UsageError(f"{given[0]} goes with --compact or --equivalent")
     if sum(map(bool, (plan_file, apply_file, undo))) > 1:

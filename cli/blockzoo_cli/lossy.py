@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """The options of a lossy plan, as they were given."""
+    """The options of a lossy plan; no widths at all means low rank only."""
 
     calibration: tuple[Path, ...]
     texts: tuple[Path, ...]
     own: Path | None
     base: str | None
     grade: str
-    widths: tuple[int, ...]
+    widths: tuple[int, ...] | None
     beside: bool
     svg: Path | None
     dry_run: bool
@@ -80,9 +80,8 @@ def _plan(zoo: Zoo, name: str, asked: Asked, what: str, progress: Any) -> Compac
     texts = asked.texts or (asked.own,)
     if what == "swap":
         return zoo.equivalent(name, asked.calibration, texts, **given)  # type: ignore[arg-type]
-    if asked.widths:
-        given["widths"] = asked.widths
-    return zoo.compact(name, asked.calibration, texts, base=asked.base, **given)  # type: ignore[arg-type]
+    given |= {"base": asked.base, "widths": asked.widths or ()}
+    return zoo.compact(name, asked.calibration, texts, **given)  # type: ignore[arg-type]
 
 
 def _confirm(app: App, plan: CompactPlan, asked: Asked) -> None:
