@@ -47,7 +47,8 @@ class Surprise:
     def above(self, other: Surprise) -> float:
         """By how many nats a token this is worse than another on the same text, at least.
 
-        A one-sided 95% bound of the paired difference, by document; nought where it is not.
+        A one-sided 95% bound of the paired difference, by document; less than nought where this
+        is the better one.
         """
         return rate(self.nats - other.nats, self.documents).low
 
