@@ -36,17 +36,17 @@ _LIMITS = {"ingest new / cp": 1.3, "ingest known / cp": 0.5, "peak MB": 400.0}
 Values = Callable[[str, tuple[int, ...]], np.ndarray]
 
 
-def write_checkpoint(folder: Path, nbytes: int, values: Values) -> int:
+def write_checkpoint(folder: Path, nbytes: int, values: Values, layers: int = LAYERS) -> int:
     """Write a Llama-shaped bf16 checkpoint of about `nbytes` bytes, in shards; returns its bytes.
 
     ``values(name, shape)`` gives each tensor in float32.
     """
     folder.mkdir(parents=True)
-    # 2 (layers 11.5 w² + 2 vocabulary w) bytes, solved for a width that is a multiple of 256
-    width = max(256, int((nbytes / 2 / (LAYERS * 11.5 + 24)) ** 0.5) // 256 * 256)
+    # 2 (layers 10.75 w² + 2 vocabulary w) bytes, solved for a width that is a multiple of 256
+    width = max(256, int((nbytes / 2 / (layers * 10.75 + 24)) ** 0.5) // 256 * 256)
     vocabulary, inner = 12 * width, 3 * width - width // 4
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, width)}
-    for i in range(LAYERS):
+    for i in range(layers):
         for name in ("q", "o"):
             shapes[f"model.layers.{i}.self_attn.{name}_proj.weight"] = (width, width)
         for name in ("k", "v"):
@@ -84,7 +84,7 @@ def write_checkpoint(folder: Path, nbytes: int, values: Values) -> int:
         "model_type": "llama",
         "hidden_size": width,
         "intermediate_size": inner,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": width // 64,
         "num_key_value_heads": width // 256,
         "head_dim": 64,
