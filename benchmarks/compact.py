@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import shutil
 import statistics
 import tempfile
@@ -337,6 +338,10 @@ def make_plans(zoo: Zoo, texts: Path, folder: Path) -> dict[str, CompactPlan]:
     plans = {}
     for name, domain in FULL.items():
         began = time.perf_counter()
+        kept = folder / f"{name}.pickle"
+        if kept.exists():
+            plans[name] = replace(pickle.loads(kept.read_bytes()), zoo=zoo)
+            continue
         domains = dict.fromkeys((domain, "wiki"))
         plans[name] = zoo.compact(
             name,
@@ -345,7 +350,9 @@ def make_plans(zoo: Zoo, texts: Path, folder: Path) -> dict[str, CompactPlan]:
             own=texts / f"{domain}.evaluation.txt",
             base="base",
             grade="C",
+            tokens=10_000,
         )
+        kept.write_bytes(pickle.dumps(replace(plans[name], zoo=None)))  # type: ignore[arg-type]
         print(plans[name].table().to_text())
         print(f"planned in {time.perf_counter() - began:.0f} s", flush=True)
     return plans

@@ -18,9 +18,9 @@ class LowRank:
     Parameters
     ----------
     a : torch.Tensor
-        (rank, columns) bfloat16.
+        (rank, columns), in the dtype that the tuned tensor is kept in.
     b : torch.Tensor
-        (rows, rank) bfloat16.
+        (rows, rank).
     """
 
     a: torch.Tensor
@@ -66,13 +66,12 @@ def find_low_rank(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the search begins at random, and the result must not
         searched = min(most + _SAMPLED, *difference.shape)
-        u, s, v = torch.svd_lowrank(difference, searched, niter=4)
-    energy = float(difference.double().square().sum())
-    left = energy - s.double().square().cumsum(0)
+        u, s, v = torch.svd_lowrank(difference.double(), searched, niter=4)
+    left = difference.double().square().sum() - s.square().cumsum(0)
     allowed = _SLACK * rounding_energy(tuned, dtype)
     enough = (left <= allowed).nonzero()
     if not len(enough) or int(enough[0]) + 1 > most:
         return None
     rank = int(enough[0]) + 1
     root = s[:rank].sqrt()
-    return LowRank((root[:, None] * v[:, :rank].T).bfloat16(), (u[:, :rank] * root).bfloat16())
+    return LowRank((root[:, None] * v[:, :rank].T).to(dtype), (u[:, :rank] * root).to(dtype))
