@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from blockzoo.execution.tensors import Build, TensorSource
-from blockzoo.tensors import TensorRef, bytes_digest
+from blockzoo.tensors import TensorInfo, TensorRef, bytes_digest
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,14 @@ class Fused:
     parts : tuple of TensorRef
     build : callable
         The parts' tensors to the parameter.
+    info : TensorInfo
+        Of the parameter, as it would be stored: floats are computed with in another dtype.
     """
 
     key: str
     parts: tuple[TensorRef, ...]
     build: Build
+    info: TensorInfo
 
     def get(self, source: TensorSource) -> torch.Tensor:
         return source.derived(self.key, self.parts, self.build)
@@ -67,7 +70,9 @@ def fused_parameter(
             parts += [tensors[f"{prefix}experts.{expert}.{w}.weight"] for w in weights]
             expert += 1
         if parts:
-            return Fused(derived_key(name, parts), tuple(parts), build)
+            like = build([torch.empty(part.shape, device="meta") for part in parts])
+            info = TensorInfo(parts[0].dtype, tuple(like.shape))
+            return Fused(derived_key(name, parts), tuple(parts), build, info)
     return None
 
 

@@ -11,20 +11,14 @@ from __future__ import annotations
 
 import torch
 
-#: how many bits a code may have
-WIDTHS = (1, 2, 4)
+from blockzoo.partition.compact import WIDTHS, run_length
 
-_RUN = 16  # columns that a run is a multiple of: so that packed products take whole groups
+__all__ = ["WIDTHS", "middle", "pack", "run_length", "unpack"]
 
 
 def middle(bits: int) -> float:
     """What codes are counted from."""
     return ((1 << bits) - 1) / 2
-
-
-def run_length(columns: int, bits: int) -> int:
-    """The columns of a run, which are the bytes of a row."""
-    return -(-columns * bits // (8 * _RUN)) * _RUN
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Whether an adapter can be served on its base, and if not, why."""
+"""Whether adapters can be served on their base, and if not, why."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ from collections.abc import Mapping
 
 from blockzoo.partition.adapter_config import not_applied
 from blockzoo.partition.checks import FLOATS
+from blockzoo.partition.compact import TYPE, compact_not_served, whole_chain
 from blockzoo.partition.family import Family
 from blockzoo.records import Block, Hop, Model
 
 
 def adapter_not_served(model: Model, blocks: Mapping[str, Block], family: Family) -> str | None:
-    """What keeps an attached adapter from being served, given that its base can be.
+    """What keeps a chain's adapters from being served, given that its own blocks can be.
 
     Parameters
     ----------
     model : Model
     blocks : mapping of str to Block
-        The base's and the adapter's, by digest.
+        The base's and the adapters', by digest.
     family : Family
         The base's.
     """
+    base = whole_chain(model, blocks)
     for hop in model.chain:
         for digest in hop.adapters:
-            reason = _of_block(hop, blocks[digest], blocks[hop.block], family)
+            if blocks[digest].spec["type"] == TYPE:
+                reason = compact_not_served(hop, blocks[digest], base, family)
+            else:
+                reason = _of_block(hop, blocks[digest], blocks[hop.block], family)
             if reason is not None:
                 return reason
     return None

@@ -48,7 +48,7 @@ def why_not_served(
     family = family_of_config(config)
     assert family is not None  # _of_config has said so otherwise
     reason = _of_tensors(model, blocks, family, specs.complete(family, config))
-    if reason is not None or model.kind == "model":
+    if reason is not None:
         return reason
     return adapter_not_served(model, blocks, family)
 

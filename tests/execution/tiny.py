@@ -47,6 +47,17 @@ _LONGROPE = {
 TINY: dict[str, tuple[str, dict[str, Any], int]] = {
     "llama": ("llama", _LLAMA, 4),
     "llama-biases": ("llama", _LLAMA | {"attention_bias": True, "mlp_bias": True}, 4),
+    "llama-odd-tied": (
+        "llama",
+        _LLAMA
+        | {
+            "hidden_size": 36,
+            "head_dim": 8,
+            "intermediate_size": 50,
+            "tie_word_embeddings": True,
+        },
+        4,
+    ),
     "llama-llama3-rope": ("llama", _LLAMA | {"rope_scaling": _LLAMA3_ROPE}, 4),
     "llama-dynamic-rope": (
         "llama",

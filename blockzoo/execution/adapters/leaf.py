@@ -60,6 +60,23 @@ class Target:
                 "which is neither linear nor an embedding"
             )
 
+    def is_lookup(self) -> bool:
+        """Whether the leaf is an embedding; it is linear otherwise.
+
+        Raises
+        ------
+        UnservableError
+            Where it is neither, or an embedding that does more than look up.
+        """
+        if not isinstance(self.leaf, nn.Embedding):
+            self.check_linear()
+            return False
+        forward = type(self.leaf).forward
+        if forward is not nn.Embedding.forward and not hasattr(self.leaf, "embed_scale"):
+            # OPT's position table shifts its input, and PEFT's lookup would not
+            raise UnservableError(f"the adapter is on {self.path}, which is no plain embedding")
+        return True
+
     def optional(self, *suffixes: str) -> TensorRef | None:
         """The adapter's tensor of the first of these names that it has."""
         for suffix in suffixes:

@@ -10,25 +10,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from blockzoo.errors import UnservableError
 from blockzoo.execution.adapters.leaf import Forward, Target
 from blockzoo.execution.binding import Attachment, Source
 from blockzoo.execution.fused import Fused, derived_key
 from blockzoo.execution.tensors import TensorSource
+from blockzoo.tensors import TensorInfo
 
 
 def attach_lora(target: Target) -> Attachment:
     """The attachment for one leaf of a LoRA adapter."""
     rank, alpha = target.facts["rank"], target.facts["alpha"]
     scaling = alpha / math.sqrt(rank) if target.config.get("use_rslora") else alpha / rank
-    if isinstance(target.leaf, nn.Embedding):
-        forward = type(target.leaf).forward
-        if forward is not nn.Embedding.forward and not hasattr(target.leaf, "embed_scale"):
-            # OPT's position table shifts its input, and PEFT's lookup would not
-            raise UnservableError(f"the adapter is on {target.path}, which is no plain embedding")
-        return EmbeddingLora(target, scaling)
-    target.check_linear()
-    return LinearLora(target, scaling)
+    return EmbeddingLora(target, scaling) if target.is_lookup() else LinearLora(target, scaling)
 
 
 class _Lora:
@@ -53,7 +46,8 @@ class _Lora:
             transposed = target.stored_transposed or isinstance(target.leaf, nn.Embedding)
             build = _Ratio(scaling, transposed)
             key = derived_key(f"dora:{scaling!r}:{transposed}", parts)
-            self.ratio = Fused(key, parts, build)
+            info = TensorInfo(magnitude.dtype, (magnitude.elements,))
+            self.ratio = Fused(key, parts, build, info)
 
     def sources(self) -> Iterable[Source]:
         return [self.a, self.b, *([self.ratio] if self.ratio is not None else [])]

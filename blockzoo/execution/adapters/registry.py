@@ -9,10 +9,12 @@ from typing import Any, Protocol
 from torch import nn
 
 from blockzoo.errors import UnservableError
+from blockzoo.execution.adapters.compact import attach_compact
 from blockzoo.execution.adapters.ia3 import attach_ia3
 from blockzoo.execution.adapters.leaf import Target
 from blockzoo.execution.adapters.lora import attach_lora
 from blockzoo.execution.binding import Attachment, Source
+from blockzoo.partition.compact import TYPE
 from blockzoo.records import Block
 
 
@@ -23,7 +25,7 @@ class Attach(Protocol):
 
 
 #: types that compute something on leaves
-ATTACH: dict[str, Attach] = {"lora": attach_lora, "ia3": attach_ia3}
+ATTACH: dict[str, Attach] = {"lora": attach_lora, "ia3": attach_ia3, TYPE: attach_compact}
 
 #: types that only put tensors in place of the base's
 REPLACE = frozenset({"ln_tuning"})

@@ -13,7 +13,7 @@ from blockzoo.execution.compile import Compiled
 from blockzoo.execution.executor import Executor
 from blockzoo.execution.fused import Fused
 from blockzoo.execution.tensors import TORCH_DTYPES
-from blockzoo.tensors import TensorRef
+from blockzoo.tensors import TensorInfo, TensorRef
 
 Key = tuple[str, torch.dtype]
 """A digest, or the name of what is made from several tensors, and the compute dtype."""
@@ -68,10 +68,7 @@ class Needs:
         if isinstance(source, Fused):
             key = (source.key, self.dtype)
             self.derived[key] = source
-            # an adapter's ratio is a vector; experts are as large as their parts
-            vector = source.key.startswith("dora:")
-            parts = source.parts[-1:] if vector else source.parts
-            self.nbytes[key] = sum(resident_bytes(part, self.dtype) for part in parts)
+            self.nbytes[key] = resident_bytes(source.info, self.dtype)
         else:
             key = (source.digest, self.dtype)
             self.stored[key] = source
@@ -84,10 +81,10 @@ class Needs:
         self.nbytes[key] = sum(resident_bytes(ref, self.dtype) for ref in (low.a, low.b))
 
 
-def resident_bytes(ref: TensorRef, dtype: torch.dtype) -> int:
+def resident_bytes(info: TensorInfo, dtype: torch.dtype) -> int:
     """Bytes of a tensor in memory: floats in the compute dtype."""
-    floating = TORCH_DTYPES[ref.dtype].is_floating_point
-    return ref.elements * dtype.itemsize if floating else ref.nbytes
+    floating = TORCH_DTYPES[info.dtype].is_floating_point
+    return info.elements * dtype.itemsize if floating else info.nbytes
 
 
 def bindings(compiled: Compiled) -> Iterator[tuple[Executor, int, Binding]]:
