@@ -15,6 +15,7 @@ from blockzoo_cli.verb import App
 
 if TYPE_CHECKING:
     from blockzoo.compact.plan import CompactPlan
+    from blockzoo.explore.table import Table
     from blockzoo.zoo import Zoo
 
 
@@ -53,7 +54,13 @@ def make_compact(
             "there is no text to certify on, and nothing lossy is done uncertified",
             hint="give --text FILE, and --own FILE of the model's own domain",
         )
+    if not (asked.yes or asked.dry_run or app.output.asks):  # told before the work, not after
+        raise UsageError(
+            "nobody is here to be asked whether a lossy plan is to be executed",
+            hint="--yes executes it, --dry-run only shows it",
+        )
     found: list[dict[str, Any]] = []
+    tables: list[Table] = []
     ids: list[str] = []
     missed = False
     for name in names:
@@ -63,15 +70,15 @@ def make_compact(
             plan.drawing().save(asked.svg)
         data = plan.to_json() | {"dry_run": asked.dry_run, "digest": ""}
         found.append(data)
+        tables.append(plan.table())
         if plan.chosen is None:
             missed = True
         if asked.dry_run or plan.chosen is None:
-            app.output.note(plan.table().to_text())
             continue
         _confirm(app, plan, asked)
         data["digest"] = plan.execute(beside=asked.beside)
         ids.append(str(data["digest"]))
-    app.output.record({"plans": found}, *_told(found, asked), ids=ids)
+    app.output.record({"plans": found}, *tables, *_told(found, asked), ids=ids)
     click.get_current_context().exit(1 if missed else 0)
 
 
@@ -86,13 +93,7 @@ def _plan(zoo: Zoo, name: str, asked: Asked, what: str, progress: Any) -> Compac
 
 def _confirm(app: App, plan: CompactPlan, asked: Asked) -> None:
     if asked.yes:
-        app.output.note(plan.table().to_text())
         return
-    if not app.output.asks:
-        raise UsageError(
-            "dedupe has a lossy plan, and nobody is here to be asked",
-            hint="--yes executes it, --dry-run only shows it",
-        )
     app.output.note(plan.table().to_text())
     if not app.output.confirm("execute it?"):
         raise BlockzooError("not confirmed; no name was changed")
