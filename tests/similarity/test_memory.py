@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from blockzoo.execution.passage import batches
+from blockzoo.similarity.activations import FEW, SAMPLES, _sampled_rows
 from blockzoo.zoo import Zoo
 from tests.planted import WORDS, make_base, write_text
 
@@ -94,3 +96,10 @@ def test_certifying_takes_as_much_for_many_layers_as_for_few(zoo: Zoo, tmp_path:
     certify(_FEW)
     few, many = certify(_FEW), certify(_MANY)
     assert many - few < 12 * _MB < (_MANY - _FEW) * _LAYER / 5
+
+
+def test_what_is_kept_of_very_many_hops_is_bounded_too() -> None:
+    cut = batches([(0, [1] * 2000)])
+    counts = [sum(map(len, _sampled_rows(cut, hops))) for hops in (40, 400, 4000)]
+    assert counts[0] == SAMPLES and counts[2] == FEW
+    assert 400 * counts[1] ** 2 * 2 <= 64 * _MB < 400 * (counts[1] + 2) ** 2 * 2
