@@ -33,11 +33,12 @@ def equivalences(zoo: Zoo, name: str | None = None) -> Table:
     ``gone`` names what a record speaks of that is no longer in the zoo.
     """
     wanted = zoo.resolve(name) if name is not None else None
+    evidence = zoo.model(name).evidence if name is not None else ""
     names = first_names(zoo.refs)
     rows = []
     for found in zoo.objects.all("equivalences"):
         record = Equivalence.from_json(zoo.objects.equivalence(found.digest))
-        if wanted in (None, record.model):
+        if wanted in (None, record.model) or found.digest == evidence:
             rows.append(_row(zoo, record, names))
     rows.sort(key=lambda row: (row["model"], row["swaps"], row["equivalence"]))
     return Table("equivalences" if name is None else f"equivalences of {name}", _COLUMNS, rows)

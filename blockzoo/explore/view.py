@@ -190,6 +190,7 @@ class ModelView:
             "family": self.model.family,
             "base": self.base or self.model.base or None,
             "wants": self.model.wants or None,
+            "evidence": self.model.evidence or None,
             "detached": self.model.detached,
             "bytes": self.model.nbytes,
             "loading": vars(self.loading) if self.loading else None,
@@ -251,6 +252,8 @@ class ModelView:
             facts.append(f"detached; wants {self.model.wants or 'an unnamed base'}")
         elif self.model.base:
             facts.append(f"on {self.base or self.model.base[:SHORT_DIGEST]}")
+        if self.model.evidence:
+            facts.append(f"compact, by record {self.model.evidence[:SHORT_DIGEST]}")
         if self.loading:
             facts.append(str(self.loading))
         return facts

@@ -58,7 +58,8 @@ def test_a_full_tune_becomes_its_base_and_a_certified_difference(
         assert torch.allclose(loaded(_IDS).logits, after, atol=1e-3)
     zoo.export("tuned", tmp_path / "out")  # they are there and right
     assert zoo.verify().ok
-    assert zoo.stats().logical_bytes > 0
+    assert f"compact, by record {model.evidence[:12]}" in repr(zoo["tuned"])
+    assert [row["equivalence"] for row in zoo.equivalences("tuned")] == [model.evidence]
 
 
 def test_it_can_be_taken_back_until_it_is_collected(
