@@ -63,6 +63,12 @@ def similarity(
         Where one of them cannot be run.
     """
     models = [zoo.model(name) for name in (first, second)]
+    for name, model in zip((first, second), models, strict=True):
+        if text is not None and any(hop.kind == "stitch" for hop in model.chain):
+            raise UsageError(
+                f"{name} is stitched: what its blocks do cannot be compared hop by hop",
+                hint="compare the models that it was made of, or leave out the text",
+            )
     blocks = {d: b for model in models for d, b in zoo.blocks_of(model).items()}
     chains = [[(hop, blocks[hop.block]) for hop in m.chain if hop.block] for m in models]
     told = _activations(zoo, models, text, tokens, progress) if text is not None else None

@@ -63,11 +63,12 @@ def command(app: App, names: tuple[str, ...], device: str, dtype: str, largest: 
 
 
 def _servable(zoo: Zoo) -> list[str]:
-    """One name of each model that is no adapter and can be run."""
+    """One name of each model that is no adapter, not stitched of others, and can be run."""
     found: dict[str, str] = {}
     for name in zoo.names():
         digest = zoo.resolve(name)
         model = zoo.model(digest)
-        if model.kind == "model" and not zoo.why_not_served(model):
+        whole = model.kind == "model" and all(hop.kind != "stitch" for hop in model.chain)
+        if whole and not zoo.why_not_served(model):
             found.setdefault(digest, name)
     return list(found.values())

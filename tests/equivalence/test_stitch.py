@@ -94,6 +94,8 @@ def test_it_is_kept_and_goes_like_any_model(pair_zoo: Zoo, stitchable: Files) ->
     config = pair_zoo.config(pair_zoo.model("mixed"))
     assert config["num_hidden_layers"] == 3 and config["hidden_size"] == 48
     assert config["blockzoo_stitch"] == {"at": [1, 1], "widths": [32, 48]}
+    with pytest.raises(BlockzooError, match="mixed is stitched"):
+        pair_zoo.similarity("narrow", "mixed", stitchable["held"])
     pair_zoo.remove("narrow")
     pair_zoo.remove("wide")
     pair_zoo.remove("tuned")

@@ -22,6 +22,7 @@ from blockzoo.execution.binding import Binding
 from blockzoo.execution.chain import RunnableChain
 from blockzoo.execution.context import Context
 from blockzoo.execution.executor import Executors
+from blockzoo.execution.stitch import KIND
 from blockzoo.execution.tensors import Build, StreamedTensors, TensorSource
 from blockzoo.records import Block
 from blockzoo.tensors import TensorRef
@@ -105,6 +106,11 @@ def _base(zoo: Zoo, name: str) -> str:
     model = zoo.model(digest)
     if reason := zoo.why_not_served(model):
         raise UnservableError(f"{name}: the model cannot be run exactly: {reason}")
+    if any(hop.kind == KIND for hop in model.chain):
+        raise UnservableError(
+            f"{name} is stitched, and its blocks have no width in common",
+            hint="profile the models that it was made of: their blocks are its own",
+        )
     return model.base or digest
 
 
