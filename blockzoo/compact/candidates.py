@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from blockzoo.compact.laying import Laid
 from blockzoo.compact.plan import Point
+from blockzoo.compact.trial import Loss
 from blockzoo.equivalence import texts
 from blockzoo.equivalence.certify import Paths, certify, paths_of
-from blockzoo.equivalence.grade import GRADES
+from blockzoo.equivalence.grade import GRADES, Grade
 from blockzoo.errors import BlockzooError
 from blockzoo.execution.texts import Text, read_text
 from blockzoo.progress import Progress
@@ -40,6 +41,17 @@ def check_apart(
     texts.take_samples(found, chosen_on, zoo.tokenizer(model), tokens)
 
 
+def grades_of(wanted: str) -> list[Grade]:
+    """The grades that are as good as the one asked for."""
+    return [grade for grade in GRADES if grade.name <= wanted]
+
+
+def is_likely(loss: Loss, grade: Grade, share: float = max(_TRIED)) -> bool:
+    """Whether a chain of such a loss on calibration text is likely to hold a grade."""
+    changed = 0.5 * (1 + share) * (1 - grade.top1)
+    return loss.kl <= share * grade.kl and 1 - loss.top1 <= changed
+
+
 def certify_points(
     zoo: Zoo,
     name: str,
@@ -57,15 +69,12 @@ def certify_points(
     together on other text, and Holm's correction stands over them.
     """
     tried: set[int] = set()
-    for one in GRADES:
-        if one.name > grade:
-            continue
+    for one in grades_of(grade):
         for share in _TRIED:
             good = [
                 (point.bytes.resident, number)
                 for number, point in enumerate(points)
-                if point.loss.kl <= share * one.kl
-                and 1 - point.loss.top1 <= 0.5 * (1 + share) * (1 - one.top1)
+                if is_likely(point.loss, one, share)
             ]
             if good:
                 tried.add(min(good)[1])

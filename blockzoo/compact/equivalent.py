@@ -15,7 +15,7 @@ from blockzoo.compact.allocate import Offer, frontier
 from blockzoo.compact.candidates import certify_points, check_apart
 from blockzoo.compact.laying import Laid
 from blockzoo.compact.plan import Bytes, CompactPlan, Point
-from blockzoo.compact.planner import worth_measuring
+from blockzoo.compact.planner import refine, worth_measuring
 from blockzoo.compact.trial import Trial, make_trial
 from blockzoo.equivalence.certify import TOKENS, Paths, paths_of
 from blockzoo.equivalence.losses import Variant
@@ -67,7 +67,7 @@ def plan_equivalent(
             hint="`blockzoo similar` shows what is near; `dedupe --compact` keeps differences",
         )
     known = _known(zoo, model)
-    points = _points(zoo, model, trial, donors, known, progress)
+    points = _points(zoo, model, trial, donors, known, grade, progress)
     certified = certify_points(zoo, name, points, grade, text, own, calibration, tokens, progress)
     exact = _bytes(zoo, model, known)
     return CompactPlan(zoo, name, "", model.digest, exact, tuple(certified), grade)
@@ -116,6 +116,7 @@ def _points(
     trial: Trial,
     donors: Mapping[str, Sequence[Swap]],
     known: Set[str],
+    grade: str,
     progress: Progress,
 ) -> list[Point]:
     swaps = [swap for some in donors.values() for swap in some]
@@ -139,18 +140,22 @@ def _points(
         return tuple(sorted(taken, key=lambda swap: order.index(swap.hop)))
 
     sums = [sum(lost[swap] for swap in chosen(choice)) for choice in choices]
-    picked = [chosen(choices[i]) for i in worth_measuring(sums)]
-    losses = trial.loss([_variant(zoo, model, some) for some in picked], progress)
     names = first_names(zoo.refs)
-    return [
-        Point(
-            Laid(some, {}),
-            _counts(some, names),
-            _bytes(zoo, swapped(model, some), known),
-            loss,
-        )
-        for some, loss in zip(picked, losses, strict=True)
-    ]
+
+    def measured(numbers: Sequence[int]) -> list[Point]:
+        picked = [chosen(choices[i]) for i in numbers]
+        losses = trial.loss([_variant(zoo, model, some) for some in picked], progress)
+        return [
+            Point(
+                Laid(some, {}),
+                _counts(some, names),
+                _bytes(zoo, swapped(model, some), known),
+                loss,
+            )
+            for some, loss in zip(picked, losses, strict=True)
+        ]
+
+    return refine(measured, worth_measuring(sums), grade)
 
 
 def _counts(swaps: Sequence[Swap], names: Mapping[str, str]) -> dict[str, int]:

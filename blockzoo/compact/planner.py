@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blockzoo.compact.allocate import Offer, frontier, thin
-from blockzoo.compact.candidates import certify_points, check_apart
+from blockzoo.compact.candidates import certify_points, check_apart, grades_of, is_likely
 from blockzoo.compact.differences import Differences, Matrix, find_differences
 from blockzoo.compact.grams import grams
 from blockzoo.compact.laying import lay, variant
@@ -26,11 +26,13 @@ from blockzoo.store.session import Session
 if TYPE_CHECKING:
     from blockzoo.zoo import Zoo
 
-_POINTS = 12  # of a frontier that are measured
+_POINTS = 9  # of a frontier that are measured at first
+_REFINED = 3  # times that the middle is measured between what holds a grade and what does not
 #: what is foretold to lose less is as good as exact, and what loses more is left out
 _LOSSES = (1e-5, 1.5 * GRADES[-1].kl)
 
 Options = Mapping[Matrix, Sequence[Option]]
+Choice = Mapping[Matrix, Option]
 
 
 def plan_compact(
@@ -97,11 +99,18 @@ def plan_compact(
             "differ are",
             hint="without --low-rank, differences are kept in codes",
         )
-    choices = [low] if low else []
+    choices: list[Choice] = []
+    picked: list[int] = []
     if widths:
         losses = _foretold(zoo, differences, trial, options, progress)
-        choices += _frontier(options, losses)
-    points = _points(zoo, differences, trial, choices, progress)
+        choices, picked = _frontier(options, losses)
+    if low:
+        choices, picked = [low, *choices], [0, *(i + 1 for i in picked)]
+
+    def measured(numbers: Sequence[int]) -> list[Point]:
+        return _points(zoo, differences, trial, [choices[i] for i in numbers], progress)
+
+    points = refine(measured, picked, grade)
     certified = certify_points(zoo, name, points, grade, text, own, calibration, tokens, progress)
     exact = _bytes(differences, {matrix: some[-1] for matrix, some in options.items()})
     return CompactPlan(zoo, name, base, tuned.digest, exact, tuple(certified), grade)
@@ -168,25 +177,25 @@ def _foretold(
 
 def _frontier(
     options: Options, losses: Mapping[Matrix, Sequence[float]]
-) -> list[dict[Matrix, Option]]:
-    """The choices that lose least for their bytes, those that are worth measuring."""
+) -> tuple[list[Choice], list[int]]:
+    """The choices that lose least for their bytes, and which of them are worth measuring."""
     offers = [
         Offer(matrix, [(o.resident, kl) for o, kl in zip(some, losses[matrix], strict=True)])
         for matrix, some in options.items()
     ]
     choices = frontier(offers)
     sums = [sum(losses[matrix][number] for matrix, number in c.items()) for c in choices]
-    return [
-        {matrix: options[matrix][number] for matrix, number in choices[i].items()}
-        for i in worth_measuring(sums)
+    found: list[Choice] = [
+        {matrix: options[matrix][i] for matrix, i in choice.items()} for choice in choices
     ]
+    return found, worth_measuring(sums)
 
 
 def _points(
     zoo: Zoo,
     differences: Differences,
     trial: Trial,
-    choices: Sequence[Mapping[Matrix, Option]],
+    choices: Sequence[Choice],
     progress: Progress,
 ) -> list[Point]:
     laid = [lay(differences, choice) for choice in choices]
@@ -224,3 +233,35 @@ def worth_measuring(losses: Sequence[float]) -> list[int]:
     almost = [i for i in good if losses[i] <= least]
     kept = almost[-1:] + [i for i in good if losses[i] > least]
     return [kept[i] for i in thin([losses[i] for i in kept], _POINTS)] if kept else []
+
+
+def refine(
+    measured: Callable[[Sequence[int]], list[Point]], picked: Sequence[int], wanted: str
+) -> list[Point]:
+    """Measure some choices of a frontier, then those in between where a grade is lost.
+
+    Parameters
+    ----------
+    measured : callable
+        Numbers of choices to their points.
+    picked : sequence of int
+        What is measured first.
+    wanted : str
+        Grades worse than this need not be found.
+
+    Returns
+    -------
+    list of Point
+        From the most bytes to the fewest.
+    """
+    found = dict(zip(picked, measured(picked), strict=True))
+    for _ in range(_REFINED):
+        between = set()
+        for grade in grades_of(wanted):
+            good = [i for i, point in found.items() if is_likely(point.loss, grade)]
+            worse = [i for i in found if good and i > max(good)]
+            if worse:
+                between.add((max(good) + min(worse)) // 2)
+        new = sorted(between - set(found))
+        found |= dict(zip(new, measured(new), strict=True)) if new else {}
+    return [found[i] for i in sorted(found)]
