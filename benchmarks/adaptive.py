@@ -55,14 +55,15 @@ LEVELS = ("exact", "at_most:B")
 _PROMPT, _NEW = 48, 24  # tokens
 
 
-def prepare(zoo: Zoo, shared: Path) -> None:
+def prepare(zoo: Zoo, shared: Path, tenants: Sequence[str]) -> None:
     """Take the tenants in, give each fine-tune certified chains, and keep near-copies as such."""
     have = zoo.names()
-    zoo.ingest_all([shared / "family" / name for name in TENANTS if name not in have])
+    zoo.ingest_all([shared / "family" / name for name in tenants if name not in have])
     texts = shared / "texts"
-    for name, domain in TENANTS.items():
+    for name in tenants:
         if name == "base" or zoo.chains(name):
             continue
+        domain = TENANTS[name]
         began = time.perf_counter()
         domains = dict.fromkeys((domain, "wiki"))
         plan = zoo.compact(
@@ -74,17 +75,18 @@ def prepare(zoo: Zoo, shared: Path) -> None:
         )
         if plan.chosen is not None:
             plan.execute(beside=True)
-        print(f"{name}: {len(zoo.chains(name))} chains, {time.perf_counter() - began:.0f} s")
+        seconds = time.perf_counter() - began
+        print(f"{name}: {len(zoo.chains(name))} chains, {seconds:.0f} s", flush=True)
     zoo.dedupe().execute()
 
 
-def needed(zoo: Zoo) -> dict[str, int]:
-    """Bytes of weights of all tenants together, exact and by their leanest chains."""
+def needed(zoo: Zoo, tenants: Sequence[str]) -> dict[str, int]:
+    """Bytes of weights of the tenants together, exact and by their leanest chains."""
     found = {}
     for level in LEVELS:
         llm = LLM(zoo, device="cpu", dtype="float32")
         sizes: dict[Any, int] = {}
-        for name in TENANTS:
+        for name in tenants:
             options = llm._tenants.menu(name, level).options
             base = llm._tenants.menu("base", level).exact.tenant.needs.nbytes
             lean = min(
@@ -97,14 +99,15 @@ def needed(zoo: Zoo) -> dict[str, int]:
     return found
 
 
-def load(zoo: Zoo, texts: Path, rate: float, seconds: float, seed: int) -> Workload:
+def load(
+    zoo: Zoo, texts: Path, names: Sequence[str], rate: float, seconds: float, seed: int
+) -> Workload:
     """Requests of all tenants."""
     draw = random.Random(seed)
-    names = list(TENANTS)
     weights = [1 / (place + 1) for place in range(len(names))]
     words = {}
-    for name, domain in TENANTS.items():
-        text = read_text(texts / f"{domain}.evaluation.txt")
+    for name in names:
+        text = read_text(texts / f"{TENANTS[name]}.evaluation.txt")
         words[name] = [i for ids in text.tokens(zoo.tokenizer(zoo.model(name)), 8000) for i in ids]
     arrivals, at = [], 0.0
     while (at := at + draw.expovariate(rate)) < seconds:
@@ -167,6 +170,7 @@ def main() -> None:
     root = Path(__file__).resolve().parents[1]
     parser.add_argument("--shared", type=Path, default=root.parent / "shared")
     parser.add_argument("--zoo", type=Path, help="keep what is prepared here")
+    parser.add_argument("--tenants", nargs="+", choices=list(TENANTS), default=list(TENANTS))
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)
@@ -176,10 +180,10 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         zoo = Zoo(given.zoo or Path(folder) / "zoo")
-        prepare(zoo, given.shared)
+        prepare(zoo, given.shared, given.tenants)
         if given.only_prepare:
             return
-        sizes = needed(zoo)
+        sizes = needed(zoo, given.tenants)
         memory = int(1.5 * sizes["at_most:B"])
         if memory >= sizes["exact"]:
             raise SystemExit("the exact chains fit into that memory: there is nothing to compare")
@@ -189,7 +193,9 @@ def main() -> None:
         )
         rows = []
         for number in range(given.rounds):
-            workload = load(zoo, given.shared / "texts", given.rate, given.seconds, number)
+            workload = load(
+                zoo, given.shared / "texts", given.tenants, given.rate, given.seconds, number
+            )
             for level in LEVELS if number % 2 == 0 else LEVELS[::-1]:
                 rows.append({"round": number} | play(zoo, workload, level, memory, given.seconds))
                 print({key: rows[-1][key] for key in ("level", "in_time", "first_p95", "loads")})

@@ -341,7 +341,7 @@ class LLM:
         self, request: Asked, sampling: dict[str, Any], assembly: str | None
     ) -> Generation:
         shared = sampling_of(sampling)
-        return generation(self._tenants, request, shared, assembly or self.assembly, streamed=True)
+        return generation(self._tenants, request, shared, True, assembly or self.assembly)
 
     def _generations(
         self,
@@ -353,5 +353,5 @@ class LLM:
         shared, use = sampling_of(sampling), assembly or self.assembly
         parse_assembly(use)
         return prepare_all(
-            lambda asked: generation(self._tenants, asked, shared, use), requests, on_error
+            lambda asked: generation(self._tenants, asked, shared, assembly=use), requests, on_error
         )

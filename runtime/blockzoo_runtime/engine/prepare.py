@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from blockzoo.errors import BlockzooError, UsageError
+from blockzoo_runtime.assembly.menu import EXACT
 from blockzoo_runtime.engine.request import Prompt, Request, Sampling
 from blockzoo_runtime.engine.sequence import Generation, Scoring
 from blockzoo_runtime.tenant import Tenant
@@ -38,8 +39,8 @@ def generation(
     tenants: Tenants,
     asked: Asked,
     shared: Sampling,
-    assembly: str,
     streamed: bool = False,
+    assembly: str = EXACT,
 ) -> Generation:
     """A request for new tokens; `shared` and `assembly` are for what does not bring its own.
 
@@ -55,7 +56,7 @@ def generation(
         return Generation(menu, request.model, prompt, request.sampling or shared, streamed)
 
 
-def scoring(tenants: Tenants, asked: Scorable, assembly: str) -> Scoring:
+def scoring(tenants: Tenants, asked: Scorable, assembly: str = EXACT) -> Scoring:
     """A request for the likelihood of a text, or of a continuation after a prompt.
 
     Raises
