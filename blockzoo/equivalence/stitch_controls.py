@@ -1,8 +1,8 @@
 """What a stitch must beat: the same layers behind it, with nothing of the source's before it.
 
 Noise can be stitched, too: layers that follow make something of whatever they are given, and a
-trained map may do the work alone (Smith et al. 2025, "Functional alignment can mislead"). Each
-control is fitted as the stitch is, on the same text, for as many steps.
+trained map may do the work alone. Each control is fitted as the stitch is, on the same text, for
+as many steps.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ counts: Csiszárik et al. 2021.)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from torch.nn.functional import log_softmax
 
 from blockzoo.errors import SourceError
 from blockzoo.execution.chain import RunnableChain
-from blockzoo.execution.context import Context
 from blockzoo.execution.passage import LENGTH
 from blockzoo.execution.stitch import Stitch
 from blockzoo.progress import Progress, silent
@@ -32,7 +31,7 @@ _STEP = 512  # tokens of a step: the stitch is small, and many steps teach it mo
 _EPSILON = 1e-6
 
 Position = tuple[int, int]
-Run = Callable[[torch.Tensor, Context], torch.Tensor]
+"""After how many layers of the source, before which layer of the target."""
 
 
 @dataclass(frozen=True)
