@@ -81,7 +81,7 @@ def open_source(zoo: Zoo, name: str) -> Source:
     ------
     NotFoundError
     BlockzooError
-        Where it is an adapter.
+        Where it is an adapter, or has adapters on its layers.
     UnservableError
         Where it is not known exactly what its blocks compute.
     """
@@ -90,6 +90,11 @@ def open_source(zoo: Zoo, name: str) -> Source:
         raise BlockzooError(
             f"{name} is an adapter ({model.family}), and has no layers of its own",
             hint="name its base, or merge the adapter into it and ingest the result",
+        )
+    if any(hop.adapters for hop in model.chain):
+        raise BlockzooError(
+            f"{name} is compact: its layers are another model's and what they differ by",
+            hint="take them from its exact version, or export it and ingest that",
         )
     if reason := zoo.why_not_served(model):
         raise UnservableError(f"layers of {name} cannot be taken: {reason}")

@@ -18,7 +18,7 @@ from blockzoo.tensors import TensorInfo, TensorRef
 
 Method = Literal["none", "bits", "lowrank", "full"]
 
-_ROWS = 16  # that packed products take at a time
+_ROWS = 64  # that packed products take at a time
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,12 @@ def adapter_not_served(model: Model, blocks: Mapping[str, Block], family: Family
     """
     base = whole_chain(model, blocks)
     for hop in model.chain:
+        taken: set[str] = set()
         for digest in hop.adapters:
+            modules = blocks[digest].spec.get("modules", {}).keys()
+            if twice := sorted(taken & modules):
+                return f"two adapters are on {hop.prefix}{twice[0]}"
+            taken |= modules
             if blocks[digest].spec["type"] == TYPE:
                 reason = compact_not_served(hop, blocks[digest], base, family)
             else:

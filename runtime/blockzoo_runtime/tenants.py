@@ -167,7 +167,7 @@ class Tenants:
             blocks=tuple(part for hop in model.chain for part in (hop.block, *hop.adapters)),
             dtype=dtype,
             device=self._resident.device,
-            needs=needs_of(compiled, dtype),
+            needs=needs_of(compiled, dtype, self._resident.device),
             lane=(executors, layout),
             layout=layout,
             upstream=None if whole else _upstream(model, compiled, layout),

@@ -10,10 +10,16 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from blockzoo.compact.options import keep
+from blockzoo.compact.version import is_weights
 from blockzoo.execution.chain import RunnableChain
 from blockzoo.execution.packing import middle, pack
+from blockzoo.execution.tensors import StreamedTensors
 from blockzoo.records import Block, Model
+from blockzoo.store.refs import tagged
+from blockzoo.store.session import Session
 from blockzoo.tensors import TensorRef
+from blockzoo.zoo import Zoo
 
 Add = Callable[[torch.Tensor], TensorRef]
 Way = int | str
@@ -99,6 +105,25 @@ def compacted(
             hop = replace(hop, adapters=(block.digest,))
         hops.append(hop)
     return Compacted(replace(model, chain=tuple(hops)), blocks, made.changes)
+
+
+def keep_compact(
+    zoo: Zoo, base: str, name: str, ways: Callable[[str], Way], seed: int = 0
+) -> Compacted:
+    """A compact model of a zoo's, by name; it has the base's files but for weights."""
+    model = zoo.model(base)
+    with Session(zoo.objects) as session:
+        zoo.rely_on(session, model)
+        read = StreamedTensors(zoo.tensor).tensor
+        made = compacted(zoo.chain(model), model, read, lambda t: keep(session, t), ways, seed)
+        for block in made.blocks.values():
+            session.block(block)
+        files = tuple(recipe for recipe in model.files if not is_weights(recipe))
+        compact = replace(made.model, files=files)
+        session.model(compact)
+        assert session.commit()
+    zoo.refs.set(name, None, tagged(compact), "compact")
+    return replace(made, model=compact)
 
 
 def _executors(chain: RunnableChain) -> Iterator[tuple[Any, Any]]:

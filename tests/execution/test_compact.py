@@ -213,3 +213,13 @@ def test_codes_of_another_adapter_type_are_refused(tmp_path: Path) -> None:
     model, blocks = broken(base, "layers.1.mlp", lambda s, t: s.update(type="lora"))
     reason = why_not_served(model, blocks, base.config)
     assert reason is not None and "is U8, not floating point" in reason
+
+
+def test_a_second_adapter_on_a_matrix_is_refused(tmp_path: Path) -> None:
+    base = Loaded(make("llama", tmp_path))
+    compact = lay(base, {"q_proj": 4})
+    first, hop, *rest = compact.model.chain
+    twice = replace(hop, adapters=hop.adapters * 2)
+    model = replace(compact.model, chain=(first, twice, *rest))
+    reason = why_not_served(model, {**base.blocks, **compact.blocks}, base.config)
+    assert reason == "two adapters are on model.layers.0.self_attn.q_proj"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from blockzoo.execution.adapters.compact import CompactLinear
 from blockzoo.execution.adapters.lora import LinearLora
 from blockzoo.execution.binding import Binding, Source
 from blockzoo.execution.compile import Compiled
@@ -14,6 +15,7 @@ from blockzoo.execution.executor import Executor
 from blockzoo.execution.fused import Fused
 from blockzoo.execution.tensors import TORCH_DTYPES
 from blockzoo.tensors import TensorInfo, TensorRef
+from blockzoo_runtime.blocks.nibbles import resident_form
 
 Key = tuple[str, torch.dtype]
 """A digest, or the name of what is made from several tensors, and the compute dtype."""
@@ -106,13 +108,17 @@ def low_rank(
     return LowRank((id(executor), depth, path, str(dtype)), lora.a, lora.b)
 
 
-def needs_of(compiled: Compiled, dtype: torch.dtype) -> Needs:
-    """All that a chain computes with."""
+def needs_of(compiled: Compiled, dtype: torch.dtype, device: torch.device) -> Needs:
+    """All that a chain computes with on a device."""
     needs = Needs(dtype)
     for executor, depth, binding in bindings(compiled):
         for source in binding.parameters.values():
             needs.use(source)
         for path, (_, attached) in binding.attachments.items():
+            if isinstance(attached, CompactLinear):
+                needs.use(resident_form(attached.codes, device, dtype))
+                needs.use(attached.scale)
+                continue
             low = low_rank(executor, depth, path, binding, dtype)
             if low is not None:
                 needs.stack(low)

@@ -14,13 +14,17 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from blockzoo.execution.adapters.compact import CompactEmbedding, CompactLinear
 from blockzoo.execution.adapters.ia3 import Scale
 from blockzoo.execution.adapters.lora import LinearLora
 from blockzoo.execution.binding import Binding
 from blockzoo.execution.executor import Executor
 from blockzoo.execution.fused import Fused
+from blockzoo.tensors import TensorRef
+from blockzoo_runtime.blocks.compact import Difference, Differences
 from blockzoo_runtime.blocks.frame import Frame, Owner
 from blockzoo_runtime.blocks.needs import Key, bindings, low_rank
+from blockzoo_runtime.blocks.nibbles import resident_form
 from blockzoo_runtime.blocks.resident import ResidentTensors
 from blockzoo_runtime.blocks.routed import RoutedLeaf, RoutedLinear, Rows, Run, Update
 from blockzoo_runtime.blocks.stack import Chunk
@@ -76,8 +80,9 @@ class Route:
         looked_up = {k: v for k, v in self._tables.items() if k not in self._multiplied}
         self.weight_bytes = sum(v for k, v in read.items() if k not in looked_up)
         self.weight_bytes += self._update_bytes
-        self.row_bytes = max(looked_up.values(), default=0)
-        self.separate_bytes = sum(tenant.needs.total for tenant in tenants)
+        needs = [tenant.needs.nbytes for tenant in tenants]
+        self.row_bytes = max(sum(v for k, v in looked_up.items() if k in own) for own in needs)
+        self.separate_bytes = sum(v for own in needs for k, v in own.items() if k not in looked_up)
 
     def enter(self, hop: int) -> None:
         """Put a hop's operations on its executor's leaves."""
@@ -111,6 +116,7 @@ class Route:
                 operation = self._leaf(path, leaf, bound, own)
             keys = {key for each in bound for key in each.values()}
             if isinstance(leaf, nn.Embedding):
+                keys |= {self._key(ref) for ref in _looked_up(path, own)}
                 self._tables |= {key: self._resident.tensors[key][:1].nbytes for key in keys}
             else:
                 self._multiplied |= keys
@@ -149,6 +155,7 @@ class Route:
         runs = [Run(first, last, bound[first]) for first, last in _runs(each)]
         rows = Rows()
         owners: dict[int, tuple[Chunk, list[Owner]]] = {}
+        differences: dict[int, list[Difference]] = {}
         for tenant, binding in enumerate(own):
             found = binding.attachments.get(path)
             if found is None:
@@ -157,6 +164,13 @@ class Route:
             if isinstance(attached, Scale):
                 vectors = rows.before if attached.before else rows.after
                 vectors.append((tenant, self._key(attached.vector)))
+                continue
+            if isinstance(attached, CompactLinear):
+                form = resident_form(attached.codes, self._resident.device, self._dtype)
+                codes, scale = self._key(form), self._key(attached.scale)
+                self._multiplied |= {codes, scale}
+                difference = Difference(tenant, codes, scale, attached.columns)
+                differences.setdefault(attached.bits, []).append(difference)
                 continue
             assert isinstance(attached, LinearLora)
             low = low_rank(executor, depth, path, binding, self._dtype)
@@ -172,7 +186,10 @@ class Route:
         updates = [self._update(chunk, each) for chunk, each in owners.values()]
         self._update_bytes += sum(update.nbytes for update in updates)
         transposed = isinstance(leaf, Conv1D)
-        return RoutedLinear(runs, self.frame, self._resident.tensors, transposed, updates, rows)
+        tensors, kind = self._resident.tensors, (self._resident.device, self._dtype)
+        coded = [Differences(bits, each, self.frame, tensors, *kind)
+                 for bits, each in differences.items()]  # fmt: skip
+        return RoutedLinear(runs, self.frame, tensors, transposed, updates, rows, coded)
 
     def _update(self, chunk: Chunk, owners: Sequence[Owner]) -> Update:
         first = min(begin for _, begin, _, _ in owners)
@@ -182,6 +199,13 @@ class Route:
         a, b = chunk.a[first:last], chunk.b[first:last]
         signature = self._signatures.setdefault((moved, last - first), len(self._signatures))
         return Update(a, b, moved, signature)
+
+
+def _looked_up(path: str, own: Sequence[Binding]) -> list[TensorRef]:
+    """What compact differences of an embedding keep: only rows of it are read."""
+    found = [binding.attachments[path][1] for binding in own if path in binding.attachments]
+    each = [one for one in found if isinstance(one, CompactEmbedding)]
+    return [ref for one in each for ref in (one.codes, one.scale)]
 
 
 def _runs(signatures: Sequence[Any]) -> list[tuple[int, int]]:

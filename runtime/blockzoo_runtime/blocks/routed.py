@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, pad
 
+from blockzoo_runtime.blocks.compact import Differences
 from blockzoo_runtime.blocks.frame import Frame, Owner
 from blockzoo_runtime.blocks.needs import Key
 
@@ -157,6 +158,8 @@ class RoutedLinear:
         Whether weights are (in, out), as GPT-2's.
     updates : sequence of Update
     rows : Rows
+    differences : sequence of Differences
+        Those of each width.
     """
 
     def __init__(
@@ -167,6 +170,7 @@ class RoutedLinear:
         transposed: bool,
         updates: Sequence[Update],
         rows: Rows,
+        differences: Sequence[Differences] = (),
     ) -> None:
         self._runs = [(run.first, run.last, run.bound["weight"], run.bound.get("bias"))
                       for run in runs]  # fmt: skip
@@ -175,6 +179,7 @@ class RoutedLinear:
         self._transposed = transposed
         self._updates = updates
         self._rows = rows if rows else None
+        self._differences = differences
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         shape = x.shape
@@ -188,6 +193,8 @@ class RoutedLinear:
             y = self._product(x)
         for update in self._updates:
             self._add(update, x, y)
+        for differences in self._differences:
+            differences.add(x, y)
         if rows is not None:
             self._finish(rows, y)
         return y.view(*shape[:-1], y.shape[-1])
