@@ -130,13 +130,15 @@ def compare_activations(
         if other is not None:
             others.append(_vector(right, _updates(right), rows))
         progress("hops", number + 1, total, 0)
-    right.hidden = []  # done with
+    matrix = cka_matrix([*layers, *others])
+    # done with: heads are the largest of blocks
+    right.hidden = []
+    del layers, others
     errors[HEAD] = _head_errors(left, ends.get(HEAD))
     pair = zip(errors[EMBEDDING], _head_errors(left, ends.get(EMBEDDING)), strict=True)
     first_error, by_dimension, drift = (_larger(*each) for each in pair)
     errors[EMBEDDING] = first_error, by_dimension, drift
     progress("hops", total, total, 0)
-    matrix = cka_matrix([*layers, *others])
     firsts, seconds = (EMBEDDING, *a_names), (EMBEDDING, *b_names)
     hops = tuple(
         HopActivations(name, *found, _cka(matrix, firsts, seconds, name))
