@@ -80,17 +80,16 @@ class Differences:
             (M, rows): the base's product; rows of a larger vocabulary may follow.
         """
         bounds, tensors = self._frame.bounds, self._tensors
-        parts = None
+        ready: torch.Tensor | None = None
         for one in self._each:
             first, last = bounds[one.tenant], bounds[one.tenant + 1]
             if first == last:
                 continue
             codes, scale = tensors[one.codes], tensors[one.scale]
             if self._nibbles and last - first < nibbles.MANY:
-                if parts is None:  # of all rows at once: a few more cost less than a few calls
-                    parts = nibbles.spread(x, self._bits, codes.shape[1])
-                own = [part[first:last] for part in parts]
-                product = nibbles.multiply(own, codes, self._bits)[:, : len(scale)]
+                if ready is None:  # all rows at once: a few more cost less than a few calls
+                    ready = nibbles.spread(x, self._bits, codes.shape[1])
+                product = nibbles.multiply(ready[first:last], codes, self._bits)[:, : len(scale)]
             else:
                 product = self._unpacked(x[first:last], codes, len(scale), one.columns)
             y[first:last, : len(scale)].addcmul_(product, scale)

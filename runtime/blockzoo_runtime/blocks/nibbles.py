@@ -3,7 +3,8 @@
 A byte of `execution.packing` is two nibbles, so a matrix of codes is one of nibbles with a
 quarter, half or all of the columns. A nibble of two codes stands for ``c0 + 4 c1``; with what x
 meets them, ``c0 x0 + c1 x1 = c0 (x0 − x1/4) + (c0 + 4 c1) x1/4``: a product with the nibbles'
-lower bits, which one AND over the bytes leaves, and one with all of them. Four codes take four.
+lower bits, which an AND over the bytes leaves, and one with all of them. Four codes take four,
+and all of them are one product of as many columns.
 
 torch computes this fast in bfloat16 alone, for few rows at a time: for more, tiles are unpacked.
 """
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 
 import torch
+from torch.nn.functional import pad
 
 from blockzoo.execution.binding import Source
 from blockzoo.execution.fused import Fused, derived_key
@@ -30,8 +32,6 @@ _TILE = 4 << 20  # bytes of unpacked weights at once
 _CONVERTED = 1 << 22  # nibbles packed at once: each is an int32 before
 _GROUPS = (256, 128, 64, 32)  # columns with a scale of their own: what the product can take
 _BLOCKS = (64, 32)
-#: what is left of two nibbles, by bits: the lowest code, the lowest two, …
-_KEPT = {1: (0x11, 0x33, 0x77), 2: (0x33,), 4: ()}
 
 
 @lru_cache(maxsize=1)
@@ -83,7 +83,7 @@ def _pack(parts: Sequence[torch.Tensor]) -> torch.Tensor:
         some = codes[first : first + step]
         nibbles = torch.cat([some & 15, some >> 4], 1).int()
         short = -len(some) % ROWS
-        whole[first : first + step] = _convert(torch.nn.functional.pad(nibbles, (0, 0, 0, short)))
+        whole[first : first + step] = _convert(pad(nibbles, (0, 0, 0, short)))
     return whole
 
 
@@ -92,8 +92,8 @@ def _convert(nibbles: torch.Tensor) -> torch.Tensor:
     return done
 
 
-def spread(x: torch.Tensor, bits: int, length: int) -> list[torch.Tensor]:
-    """What the products with the lowest code of a nibble, the lowest two, …, are taken of.
+def spread(x: torch.Tensor, bits: int, length: int) -> torch.Tensor:
+    """What the lowest codes of nibbles, the lowest two, …, all are multiplied with.
 
     Parameters
     ----------
@@ -104,34 +104,34 @@ def spread(x: torch.Tensor, bits: int, length: int) -> list[torch.Tensor]:
 
     Returns
     -------
-    list of torch.Tensor
-        (M, 2 · length) each.
+    torch.Tensor
+        (M, codes of a nibble · 2 · length), contiguous.
     """
     count = 4 // bits
     if short := 2 * count * length - x.shape[1]:
-        x = torch.nn.functional.pad(x, (0, short))
+        x = pad(x, (0, short))
     if count == 1:
-        return [x.contiguous()]
-    each = x.new_empty(count, len(x), 2, length)
-    torch.mul(x.view(-1, 2, count, length).permute(2, 0, 1, 3), _shares(bits), out=each)
-    each = each.view(count, len(x), 2 * length)
-    return [*(each[:-1] - each[1:]).unbind(), each[-1]]
+        return x.contiguous()
+    each = x.view(-1, 2, count, length).transpose(1, 2) * _shares(bits)
+    out = x.new_empty(each.shape)
+    torch.sub(each, pad(each[:, 1:], (0, 0, 0, 0, 0, 1)), out=out)
+    return out.view(len(x), -1)
 
 
 @cache
 def _shares(bits: int) -> torch.Tensor:
     """What a code counts for in a nibble, inverted: 1, 1/4 or 1, 1/2, 1/4, 1/8."""
     shares = [2.0 ** (-bits * place) for place in range(4 // bits)]
-    return torch.tensor(shares, dtype=torch.bfloat16).view(-1, 1, 1, 1)
+    return torch.tensor(shares, dtype=torch.bfloat16).view(-1, 1, 1)
 
 
-def multiply(parts: Sequence[torch.Tensor], nibbles: torch.Tensor, bits: int) -> torch.Tensor:
+def multiply(x: torch.Tensor, nibbles: torch.Tensor, bits: int) -> torch.Tensor:
     """Products of rows with the levels that codes stand for (`execution.packing.unpack`).
 
     Parameters
     ----------
-    parts : sequence of torch.Tensor
-        Rows of `spread`'s, (m, 2 · length) each.
+    x : torch.Tensor
+        Rows of `spread`'s.
     nibbles : torch.Tensor
         `packed`'s.
     bits : int
@@ -142,21 +142,31 @@ def multiply(parts: Sequence[torch.Tensor], nibbles: torch.Tensor, bits: int) ->
         (m, rows to a multiple of `ROWS`).
     """
     rows, length = nibbles.shape
+    if bits < 4:
+        known = layout()
+        assert known is not None
+        # a block's bytes lie column by column: columns of nibbles in part, then of whole ones
+        nibbles = (nibbles.view(rows // known[0], 1, -1) & _masks(bits)).view(rows, -1)
     group = next(size for size in _GROUPS if 2 * length % size == 0)
-    product = torch.ops.aten._weight_int4pack_mm_for_cpu
-    kept = _KEPT[bits]
-    whole = _grid(2 * length // group, rows, 8 - middle(4))
-    total: torch.Tensor = product(parts[-1], nibbles, group, whole)
-    for place, mask in enumerate(kept):
-        grid = _grid(2 * length // group, rows, 8 - middle(bits * (place + 1)))
-        total += product(parts[place], nibbles & mask, group, grid)
-    return total
+    product: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+        x, nibbles, group, _grid(2 * length // group, rows, bits)
+    )
+    return product
 
 
 @cache
-def _grid(groups: int, rows: int, zero: float) -> torch.Tensor:
-    """(groups, rows, 2): scales of one, and what codes less 8 are moved by."""
-    return torch.tensor([1.0, zero], dtype=torch.bfloat16).repeat(groups, rows, 1)
+def _masks(bits: int) -> torch.Tensor:
+    """What is left of a byte's two nibbles: the lowest codes, the lowest two, …, all."""
+    kept = [0x11 * (2 ** (bits * (place + 1)) - 1) for place in range(4 // bits)]
+    return torch.tensor(kept, dtype=torch.uint8)[None, :, None]
+
+
+@cache
+def _grid(groups: int, rows: int, bits: int) -> torch.Tensor:
+    """(codes of a nibble · groups, rows, 2): scales of one, and what codes less 8 are moved by."""
+    zeros = [8 - middle(bits * (place + 1)) for place in range(4 // bits)]
+    each = [torch.tensor([1.0, zero], dtype=torch.bfloat16) for zero in zeros]
+    return torch.cat([one.repeat(groups, rows, 1) for one in each])
 
 
 def multiply_many(
@@ -178,7 +188,7 @@ def multiply_many(
     block, order = known
     length, count = nibbles.shape[1], 4 // bits
     if short := 2 * count * length - columns:
-        x = torch.nn.functional.pad(x, (0, short))
+        x = pad(x, (0, short))
     step = max(1, _TILE // (block * x.shape[1] * x.element_size())) * block
     back = None if order == tuple(range(block)) else torch.tensor(order).argsort()
     for first in range(0, out.shape[1], step):
