@@ -84,7 +84,7 @@ def needed(zoo: Zoo, tenants: Sequence[str]) -> dict[str, int]:
     """Bytes of weights of the tenants together, exact and by their leanest chains."""
     found = {}
     for level in LEVELS:
-        llm = LLM(zoo, device="cpu", dtype="float32")
+        llm = LLM(zoo, device="cpu", dtype="bfloat16")
         sizes: dict[Any, int] = {}
         for name in tenants:
             options = llm._tenants.menu(name, level).options
@@ -120,7 +120,7 @@ def load(
 
 def play(zoo: Zoo, workload: Workload, level: str, memory: int, seconds: float) -> dict[str, Any]:
     """One engine serves the workload from a cold start."""
-    with LLM(zoo, device="cpu", dtype="float32", memory=memory, assembly=level) as llm:
+    with LLM(zoo, device="cpu", dtype="bfloat16", memory=memory, assembly=level) as llm:
         outcomes = replay(llm, workload, Sampling(ignore_eos=True)).outcomes
         stats, loads = llm.stats(), llm._resident.loads.total()
     if failed := [outcome.error for outcome in outcomes if outcome.error]:
@@ -188,7 +188,7 @@ def main() -> None:
         if memory >= sizes["exact"]:
             raise SystemExit("the exact chains fit into that memory: there is nothing to compare")
         print(
-            f"weights of all tenants, float32: exact {format_bytes(sizes['exact'])}, leanest "
+            f"weights of all tenants, bfloat16: exact {format_bytes(sizes['exact'])}, leanest "
             f"certified {format_bytes(sizes['at_most:B'])}; memory {format_bytes(memory)}"
         )
         rows = []

@@ -298,13 +298,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = given.zoo or Path(folder)
         zoo = ready(work / "zoo", given.shared / "family")
-        plans = make_plans(zoo, given.shared / "texts", work / "plans")
+        texts = given.shared / "texts"
+        plans = make_plans(zoo, texts, work / "plans")
         if given.only != "family":
-            data["frontier"] = frontiers(zoo, given.shared / "texts", plans)
+            data["frontier"] = frontiers(zoo, texts, plans)
             draw(data["frontier"], root / "docs")
         if given.only != "frontier":
             paths = {grade: level(zoo, grade, plans, work) for grade in LEVELS}
-            data["family"] = family(paths, given.shared / "texts")
+            data["family"] = family(paths, texts)
             show(data["family"])
     lines = ",\n".join(json.dumps(row) for row in data.get("frontier", []))
     rest = json.dumps(data.get("family", {}), indent=1)

@@ -22,9 +22,11 @@ from blockzoo.store.session import Session
 if TYPE_CHECKING:
     from blockzoo.zoo import Zoo
 
-#: share of a grade's bound that a point may come to on calibration text to be tried for it: the
-#: likely one, and one that is safer
-_TRIED = (0.8, 0.4)
+#: share of a grade's bound on KL, and on what changes of top-1, that a point may come to on
+#: calibration text to be tried for it
+_LIKELY = (0.8, 0.9)
+#: of what the likely one loses, what a safer one that is tried beside it may lose
+_SAFER = 0.5
 
 
 def check_apart(
@@ -46,10 +48,25 @@ def grades_of(wanted: str) -> list[Grade]:
     return [grade for grade in GRADES if grade.name <= wanted]
 
 
-def is_likely(loss: Loss, grade: Grade, share: float = max(_TRIED)) -> bool:
+def is_likely(loss: Loss, grade: Grade) -> bool:
     """Whether a chain of such a loss on calibration text is likely to hold a grade."""
-    changed = 0.5 * (1 + share) * (1 - grade.top1)
-    return loss.kl <= share * grade.kl and 1 - loss.top1 <= changed
+    kl, changed = _LIKELY
+    return loss.kl <= kl * grade.kl and 1 - loss.top1 <= changed * (1 - grade.top1)
+
+
+def _tried(points: Sequence[Point], grade: Grade) -> set[int]:
+    """The cheapest point that is likely to hold a grade, and the cheapest that is much safer."""
+    likely = [i for i, point in enumerate(points) if is_likely(point.loss, grade)]
+    if not likely:
+        return set()
+    first = min(likely, key=lambda i: points[i].bytes.resident)
+    kl, changed = points[first].loss.kl, 1 - points[first].loss.top1
+    safer = [
+        i
+        for i in likely
+        if points[i].loss.kl <= _SAFER * kl and 1 - points[i].loss.top1 <= _SAFER * changed
+    ]
+    return {first, *sorted(safer, key=lambda i: points[i].bytes.resident)[:1]}
 
 
 def certify_points(
@@ -70,14 +87,7 @@ def certify_points(
     """
     tried: set[int] = set()
     for one in grades_of(grade):
-        for share in _TRIED:
-            good = [
-                (point.bytes.resident, number)
-                for number, point in enumerate(points)
-                if is_likely(point.loss, one, share)
-            ]
-            if good:
-                tried.add(min(good)[1])
+        tried |= _tried(points, one)
     order = sorted(tried)
     if not order:
         return list(points)
