@@ -147,8 +147,7 @@ def find_differences(zoo: Zoo, tuned: Model, base: Model, names: tuple[str, str]
                 continue
             path, _, parameter = slot.rpartition(".")
             leaf = executor.leaves[path]
-            kinds = (nn.Linear, nn.Embedding, Conv1D)
-            if parameter == "weight" and isinstance(leaf, kinds) and len(a.shape) == 2:
+            if parameter == "weight" and _is_matrix(leaf) and len(a.shape) == 2:
                 lookup, transposed = isinstance(leaf, nn.Embedding), isinstance(leaf, Conv1D)
                 found.append(Matrix((Place(number, path, lookup, transposed),), a, b))
             else:
@@ -157,6 +156,13 @@ def find_differences(zoo: Zoo, tuned: Model, base: Model, names: tuple[str, str]
         replaced[number] = others
     matrices = _tied([m for m in matrices if not m.hops & own])
     return Differences(tuned, base, tuple(matrices), replaced, frozenset(own))
+
+
+def _is_matrix(leaf: nn.Module) -> bool:
+    """Whether a difference may lie on a leaf; not on OPT's positions, which shift what is asked."""
+    if isinstance(leaf, nn.Embedding):
+        return type(leaf).forward is nn.Embedding.forward or hasattr(leaf, "embed_scale")
+    return isinstance(leaf, (nn.Linear, Conv1D))
 
 
 def _key(source: Source) -> str:
