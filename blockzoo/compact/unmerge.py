@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from blockzoo.compact.laying import Laid
+from blockzoo.compact.weights import is_weights
 from blockzoo.equivalence.swap import swapped
 from blockzoo.formats.safetensors import header
 from blockzoo.partition.adapters import partition_adapter
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
 
 #: PEFT's names in a file begin so
 _PREFIX = "base_model.model."
-#: files of a full model that an adapter has none of
-_NOT = ("config.json", "generation_config.json", ".safetensors", ".index.json", ".bin")
+_SETTINGS = "generation_config.json"
+#: files of a full model that an adapter has none of, beside those of its weights
+_NOT = ("config.json", _SETTINGS)
 
 
-def is_adapter(exact: Model, base: Model, laid: Laid) -> bool:
-    """Whether a choice is a LoRA on the base's blocks and nothing else."""
+def is_adapter(zoo: Zoo, exact: Model, base: Model, laid: Laid) -> bool:
+    """Whether a choice is a LoRA on the base's blocks and nothing else.
+
+    An adapter is generated from as its base's settings say; where the exact model's say
+    otherwise, it is none.
+    """
     blocks = laid.blocks.values()
     low = all(
         facts["method"] == "lowrank" and not facts.get("transposed")
@@ -36,7 +42,16 @@ def is_adapter(exact: Model, base: Model, laid: Laid) -> bool:
     chains = swapped(exact, laid.swaps).chain, base.chain
     whole = [hop.block for hop in chains[0]] == [hop.block for hop in chains[1]]
     replaced = any(block.spec["replaces"] for block in blocks)
-    return bool(blocks) and low and whole and not replaced and exact.ties == base.ties
+    alike = exact.ties == base.ties and _settings(zoo, exact) == _settings(zoo, base)
+    return bool(blocks) and low and whole and not replaced and alike
+
+
+def _settings(zoo: Zoo, model: Model) -> dict[str, Any]:
+    """How a model is generated from: where there is no file of that, when it ends."""
+    if (data := zoo.file(model, _SETTINGS)) is None:
+        return {"eos_token_id": zoo.config(model).get("eos_token_id")}
+    told = json.loads(data)
+    return {key: value for key, value in told.items() if key != "transformers_version"}
 
 
 def adapter_of(
@@ -68,6 +83,7 @@ def adapter_of(
                 tensors[f"{_PREFIX}{prefixes[swap.hop]}{name}"] = ref
     config = _config(ranks, zoo.refs, base)
     model = zoo.model(base)
+    zoo.rely_on(session, model)
     parts = partition_adapter(config, tensors, model.chain, zoo.blocks_of(model))
     for made in parts.blocks.values():
         session.block(made)
@@ -75,7 +91,7 @@ def adapter_of(
     weights = [session.literal(header(tensors))]
     weights += [Part("tensor", ref.nbytes, ref.digest) for ref in tensors.values()]
     files = [
-        *(recipe for recipe in exact.files if not recipe.path.endswith(_NOT)),
+        *(r for r in exact.files if r.path not in _NOT and not is_weights(r)),
         Recipe("adapter_config.json", (session.literal(text.encode()),)),
         Recipe("adapter_model.safetensors", tuple(weights)),
     ]

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from blockzoo.compact.unmerge import adapter_of, is_adapter
-from blockzoo.compact.weights import named_tensors
-from blockzoo.equivalence.certify import keep_records
+from blockzoo.compact.weights import is_weights, named_tensors
 from blockzoo.equivalence.swap import swapped
 from blockzoo.errors import BlockzooError, NotFoundError
 from blockzoo.formats.safetensors import header
 from blockzoo.records import Model, Part, Recipe
-from blockzoo.store.refs import LATEST, split_name, tagged
+from blockzoo.store.refs import split_name, tagged
 from blockzoo.store.session import NameLock, Session
 
 if TYPE_CHECKING:
@@ -27,39 +26,61 @@ def keep_version(zoo: Zoo, name: str, digest: str, points: Sequence[Point], *, b
 
     Raises
     ------
+    NotFoundError
+        Where a version is to be kept and the name is none.
     BlockzooError
-        Where the name no longer points to the model that was measured.
+        Where the name no longer points to the model that was measured, or what is needed was
+        collected.
     """
     short, tag = split_name(name)
     records = [point.record for point in points if point.record is not None]
-    with NameLock(zoo.objects.layout, short):
-        if zoo.resolve(name) != digest:
+    # the session lasts until all is referred to: a collection that takes the young waits for it
+    with NameLock(zoo.objects.layout, short), Session(zoo.objects) as session:
+        # a version needs a name to move; beside it, a digest will do
+        if (zoo.resolve(name) if beside else zoo.refs.find(name).digest) != digest:
             raise BlockzooError(
                 f"{name} was changed since the plan was made", hint="make the plan again"
             )
         exact = zoo.model(digest)
-        with Session(zoo.objects) as session:
-            zoo.rely_on(session, exact)
-            for point in points:
-                for block in point.laid.blocks.values():
-                    for ref in block.tensors.values():
-                        session.rely("tensors", ref.digest)
-                    session.block(block)
-            if not session.commit():
-                raise BlockzooError("what the plan needs was collected", hint="make it again")
-        keep_records(zoo, records)
+        zoo.rely_on(session, exact)
+        for point in points:
+            _keep_blocks(session, point)
+        _commit(session)  # before the records, which are reached as soon as they are there
+        for record in records:
+            session.equivalence(record.digest, record.encoded)
+        _commit(session)
         if beside:
             return digest
-        with Session(zoo.objects) as session:
-            model = compact_model(zoo, session, exact, points[0])
-            session.model(model)
-            zoo.rely_on(session, model)
-            if not session.commit():
-                raise BlockzooError("what the plan needs was collected", hint="make it again")
+        model = compact_model(zoo, session, exact, points[0])
+        session.model(model)
+        _commit(session)
         zoo.refs.set(
             short, tag, tagged(model, points[0].bytes.stored), "compact", records[0].digest
         )
     return model.digest
+
+
+def _keep_blocks(session: Session, point: Point) -> None:
+    for swap in point.laid.swaps:
+        if session.objects.find("blocks", swap.by) is None:
+            raise _collected()
+        block = session.objects.block(swap.by)
+        session.rely("blocks", swap.by)
+        for ref in block.tensors.values():
+            session.rely("tensors", ref.digest)
+    for block in point.laid.blocks.values():
+        for ref in block.tensors.values():
+            session.rely("tensors", ref.digest)
+        session.block(block)
+
+
+def _commit(session: Session) -> None:
+    if not session.commit():
+        raise _collected()
+
+
+def _collected() -> BlockzooError:
+    return BlockzooError("what the plan needs was collected", hint="make the plan again")
 
 
 def compact_model(zoo: Zoo, session: Session, exact: Model, point: Point) -> Model:
@@ -69,7 +90,7 @@ def compact_model(zoo: Zoo, session: Session, exact: Model, point: Point) -> Mod
     """
     assert point.record is not None
     base = point.laid.swaps[0].donor
-    if is_adapter(exact, zoo.model(base), point.laid):
+    if is_adapter(zoo, exact, zoo.model(base), point.laid):
         return adapter_of(zoo, session, exact, base, point.laid, point.record.digest)
     tensors = named_tensors(exact, zoo.blocks_of(exact))
     begin = header(tensors)
@@ -86,39 +107,27 @@ def compact_model(zoo: Zoo, session: Session, exact: Model, point: Point) -> Mod
     )
 
 
-def is_weights(recipe: Recipe) -> bool:
-    """Whether a file has a checkpoint's weights in it, or tells in which files they are."""
-    return recipe.path.endswith(".index.json") or any(
-        part.source == "tensor" for part in recipe.parts
-    )
-
-
 def revert(zoo: Zoo, name: str) -> str:
-    """Let a name point to what it pointed to before it was made compact.
+    """Let a name point to the exact version that its compact one was made of.
 
     Raises
     ------
     NotFoundError
-        Where it was never made compact, or the exact version has been collected.
+        Where it is no compact version, or the exact version has been collected.
     """
     short, tag = split_name(name)
-    now = zoo.resolve(name)
-    events = [event for event in zoo.refs.history(short) if event.tag == (tag or LATEST)]
-    made = [i for i, event in enumerate(events) if event.action == "compact"]
-    if not made or events[made[-1]].digest != now:
+    now = zoo.objects.model(zoo.refs.find(name).digest)
+    if not now.evidence:
         raise NotFoundError(f"{name} is no compact version", hint=f"see `blockzoo history {short}`")
-    record = zoo.equivalence(events[made[-1]].source)
-    try:
-        exact = zoo.model(record.model)
-        with Session(zoo.objects) as session:
+    digest = zoo.equivalence(now.evidence).model
+    with Session(zoo.objects) as session:
+        if zoo.objects.find("models", digest) is not None:
+            exact = zoo.objects.model(digest)
             zoo.rely_on(session, exact)
-            kept = session.commit()
-    except BlockzooError:
-        kept = False
-    if not kept:
-        raise NotFoundError(
-            f"the exact version of {name}, {record.model[:12]}, has been collected",
-            hint="ingest it again from its source",
-        )
-    zoo.refs.set(short, tag, tagged(exact), "revert", now)
-    return exact.digest
+            if session.commit():
+                zoo.refs.set(short, tag, tagged(exact), "revert", now.digest)
+                return digest
+    raise NotFoundError(
+        f"the exact version of {name}, {digest[:12]}, has been collected",
+        hint="ingest it again from its source",
+    )

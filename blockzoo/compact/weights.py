@@ -15,9 +15,16 @@ from blockzoo.errors import DamagedError
 from blockzoo.execution.packing import unpack
 from blockzoo.execution.tensors import TORCH_DTYPES, to_torch
 from blockzoo.formats.safetensors import parse_header
-from blockzoo.records import Block, Model
+from blockzoo.records import Block, Model, Recipe
 from blockzoo.store.objects import Objects
 from blockzoo.tensors import TensorRef
+
+
+def is_weights(recipe: Recipe) -> bool:
+    """Whether a file has a checkpoint's weights in it, or tells in which files they are."""
+    return recipe.path.endswith(".index.json") or any(
+        part.source in ("tensor", "chain") for part in recipe.parts
+    )
 
 
 def named_tensors(model: Model, blocks: Mapping[str, Block]) -> dict[str, TensorRef]:
@@ -43,18 +50,24 @@ def chain_bytes(objects: Objects, model: Model, header: bytes) -> Iterator[memor
     Raises
     ------
     DamagedError
-        Where the header names a tensor that the chain does not make.
+        Where the header names a tensor that the chain does not make, or lacks one that it
+        changes.
     """
     blocks = {d: objects.block(d) for hop in model.chain for d in (hop.block, *hop.adapters)}
     whole = named_tensors(model, blocks)
     parts: dict[str, _Part] = {}
+    changed: set[str] = set()
     for hop in model.chain:
         for adapter in (blocks[digest] for digest in hop.adapters):
             for local, slot in adapter.spec["replaces"].items():
                 whole[f"{hop.prefix}{slot}"] = adapter.tensors[local]
+                changed.add(f"{hop.prefix}{slot}")
             for path in adapter.spec["modules"]:
                 parts[f"{hop.prefix}{path}.weight"] = _Part(objects, adapter, path)
-    for name, info in parse_header(header).items():
+    entries = parse_header(header)
+    if lost := sorted((changed | parts.keys()) - entries.keys() - model.ties.keys()):
+        raise DamagedError(f"the file has no tensor {lost[0]}, which the chain changes")
+    for name, info in entries.items():
         if name not in whole:
             raise DamagedError(f"the chain makes no tensor {name}, which its file should have")
         tensor = to_torch(*objects.tensor(whole[name].digest))

@@ -81,9 +81,10 @@ def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:
         except DamagedError:
             result.names[key] = set()  # whatever it was of: in doubt it stays
             continue
-        needed = result.names.get(("models", found["model"]), set()) | result.names.get(key, set())
-        if not needed:
+        of = ("models", found["model"])
+        if of not in result.names and key not in result.names:
             continue
+        needed = result.names.get(of, set()) | result.names.get(key, set())
         result.names[key] = needed
         for block in {b for swap in found["swaps"] for b in swap.get("adapters", ())}:
             _visit_block(objects, result, block, needed)
