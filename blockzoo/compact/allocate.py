@@ -35,11 +35,12 @@ class Offer(Generic[K]):
 def hull(costs: Sequence[tuple[int, float]]) -> list[int]:
     """The options of the lower convex hull, the most bytes first.
 
-    Only these are the best for some price of a byte.
+    Only these are the best for some price of a byte; what loses as little for more bytes is
+    there, too, so that the exact one always comes first.
     """
-    best: list[int] = []  # from few bytes to many: loss must fall
+    best: list[int] = []  # from few bytes to many: loss must not rise
     for i in sorted(range(len(costs)), key=lambda i: costs[i]):
-        if not best or costs[i][1] < costs[best[-1]][1]:
+        if not best or (costs[i][1] <= costs[best[-1]][1] and costs[i] != costs[best[-1]]):
             best.append(i)
     kept: list[int] = []
     for i in reversed(best):

@@ -22,6 +22,10 @@ def test_one_above_the_line_between_two_others_is_left_out() -> None:
     assert hull([(10, 0.0), (5, 9.0), (0, 10.0)]) == [0, 2]
 
 
+def test_the_exact_one_comes_first_even_if_others_lose_nothing() -> None:
+    assert hull([(10, 0.0), (5, 0.0), (0, 0.0), (0, 0.0)]) == [0, 2]
+
+
 @given(st.lists(_COSTS, min_size=1, max_size=3))
 def test_no_choice_of_as_few_bytes_loses_less(costs: list[list[tuple[int, float]]]) -> None:
     offers = [Offer(number, some) for number, some in enumerate(costs)]
