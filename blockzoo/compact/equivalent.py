@@ -1,8 +1,9 @@
 """A plan to let other models' blocks stand in for a model's: which, and what that costs together.
 
-Weights screen: the largest relative distance over a block's tensors, and of those within reach
-the nearest few. Then each is swapped in by itself on calibration text; the cheapest by what it
-loses for what it saves are put together, measured together, and certified together.
+Weights screen: the largest relative distance over a block's tensors, told from sketches, and of
+those within reach the nearest few. Then each is swapped in by itself on calibration text; the
+cheapest by what it loses for what it saves are put together, measured together, and certified
+together.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from blockzoo.equivalence.swap import Swap, fits, swapped
 from blockzoo.errors import BlockzooError
 from blockzoo.execution.texts import read_texts
 from blockzoo.progress import Progress, silent
-from blockzoo.records import Block, Model
-from blockzoo.similarity.weights import relative_distance
+from blockzoo.records import Model
+from blockzoo.similarity.ranking import block_sketches, likeness
+from blockzoo.similarity.sketches import Sketches
 from blockzoo.store.reach import first_names, reach
 
 if TYPE_CHECKING:
@@ -54,9 +56,15 @@ def plan_equivalent(
     SourceError
         Where a text cannot be used, or the two kinds overlap.
     BlockzooError
-        Where no block of another model is near enough to be tried.
+        Where the model has adapters on its blocks, or no block of another model is near enough
+        to be tried.
     """
     model = zoo.model(name)
+    if model.kind != "model" or any(hop.adapters for hop in model.chain):
+        raise BlockzooError(
+            f"{name} has adapters on its blocks, which were made for them and for no others",
+            hint="name a full model; `certify` tries single swaps, also under adapters",
+        )
     chosen_on = read_texts(paths_of(calibration))
     trial = make_trial(zoo.chain(model), chosen_on, zoo.tokenizer(model))
     check_apart(zoo, model, chosen_on, text, own, tokens)
@@ -75,39 +83,32 @@ def plan_equivalent(
 
 def _donors(zoo: Zoo, model: Model, progress: Progress) -> dict[str, list[Swap]]:
     """For each hop the nearest blocks of other models that fit there."""
-    names = first_names(zoo.refs)
-    found: dict[str, dict[str, tuple[float, Swap]]] = {}
-    others = [digest for digest in names if digest != model.digest]
-    for number, digest in enumerate(others):
+    blocks = zoo.blocks_of(model)
+    found: dict[str, dict[str, Swap]] = {hop.name: {} for hop in model.chain}
+    for digest in first_names(zoo.refs):
         other = zoo.model(digest)
+        blocks |= zoo.blocks_of(other)
         hops = {hop.name: hop for hop in other.chain if hop.block}
         for hop in model.chain:
             theirs = hops.get(hop.name)
             if theirs is None or theirs.adapters or theirs.block == hop.block:
                 continue
-            near = found.setdefault(hop.name, {})
-            mine, its = zoo.block(hop.block), zoo.block(theirs.block)
-            if theirs.block in near or not fits(mine, its):
-                continue
-            apart = _distance(zoo, mine, its)
-            if apart <= _WITHIN:
+            if fits(blocks[hop.block], blocks[theirs.block]):
                 swap = Swap(hop.name, hop.block, theirs.block, digest, theirs.name)
-                near[theirs.block] = apart, swap
-        progress("compare", number + 1, len(others), 0)
-    return {
-        hop: [swap for _, swap in sorted(near.values(), key=lambda each: each[0])[:_NEAREST]]
-        for hop, near in found.items()
-        if near
+                found[hop.name].setdefault(theirs.block, swap)
+    compared = {
+        d for some in found.values() for swap in some.values() for d in (swap.block, swap.by)
     }
-
-
-def _distance(zoo: Zoo, mine: Block, its: Block) -> float:
-    return max(
-        relative_distance(zoo.tensor(ref.digest), zoo.tensor(its.tensors[name].digest))
-        if ref.digest != its.tensors[name].digest
-        else 0.0
-        for name, ref in mine.tensors.items()
-    )
+    known = block_sketches(Sketches(zoo.objects), [blocks[d] for d in sorted(compared)], progress)
+    donors: dict[str, list[Swap]] = {}
+    for hop in model.chain:
+        apart = {
+            by: likeness(blocks[hop.block], blocks[by], known).largest for by in found[hop.name]
+        }
+        near = sorted((by for by in apart if apart[by] <= _WITHIN), key=lambda by: apart[by])
+        if near:
+            donors[hop.name] = [found[hop.name][by] for by in near[:_NEAREST]]
+    return donors
 
 
 def _points(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,8 @@ def test_a_merged_lora_becomes_an_adapter_again(
     plan.execute()
     model = zoo.model("merged")
     assert model.kind == "adapter" and model.base == zoo.resolve("base")
+    kept = {path.name for path in family["merged"].iterdir() if "token" in path.name}
+    assert kept and kept <= {recipe.path for recipe in model.files}
     assert torch.allclose(_logits(zoo, "merged"), before, atol=0.05)
     zoo.export("merged", tmp_path / "adapter")
     loaded = AutoModelForCausalLM.from_pretrained(family["base"], dtype=torch.float32)
@@ -120,6 +123,27 @@ def test_a_merged_lora_becomes_an_adapter_again(
         assert torch.allclose(tuned(_IDS).logits, _logits(zoo, "merged"), atol=1e-4)
     with pytest.raises(BlockzooError, match="no low-rank update"):
         _plan(zoo, "tuned", files, base="base", widths=())
+
+
+def test_a_merged_lora_that_ends_otherwise_than_its_base_stays_a_model(
+    zoo: Zoo, files: Files, family: Files, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(family["merged"], tmp_path / "ends")
+    (folder / "generation_config.json").write_text('{"eos_token_id": 7}')
+    zoo.ingest(folder, name="ends")
+    _plan(zoo, "ends", files, base="base", grade="A", widths=()).execute()
+    model = zoo.model("ends")
+    assert model.kind == "model" and zoo.file(model, "generation_config.json") is not None
+
+
+def test_a_plan_whose_codes_were_collected_changes_nothing(zoo: Zoo, files: Files) -> None:
+    plan = _plan(zoo, "tuned", files, base="base", grade="C")
+    zoo.gc(older_than=0).execute()
+    for beside in (False, True):
+        with pytest.raises(BlockzooError, match="was collected"):
+            plan.execute(beside=beside)
+    assert zoo.resolve("tuned") == plan.digest and not zoo.equivalences("tuned").rows
+    assert zoo.verify().ok
 
 
 def test_blocks_of_others_stand_in(zoo: Zoo, files: Files) -> None:
@@ -160,3 +184,7 @@ def test_what_makes_no_sense_is_refused_in_words(zoo: Zoo, files: Files, tmp_pat
     zoo.compact("tuned", files["calibration"], files["plain"], base="base", grade="C").execute()
     with pytest.raises(BlockzooError, match="adapters on its blocks"):
         _plan(zoo, "tuned", files, base="base")
+    with pytest.raises(BlockzooError, match="adapters on its blocks"):
+        zoo.equivalent("tuned", files["calibration"], files["plain"])
+    with pytest.raises(NotFoundError, match="no model is named"):  # a digest cannot move
+        zoo.revert(zoo.resolve("tuned"))
