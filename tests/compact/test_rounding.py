@@ -69,3 +69,13 @@ def test_a_full_update_is_of_no_low_rank() -> None:
     base = 0.05 * torch.randn(128, 256)
     off = 0.002 * torch.randn(128, 256)
     assert find_low_rank(off, base + off, torch.bfloat16) is None
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_what_is_kept_of_a_difference_is_not_shorter(bits: int) -> None:
+    gram = _inputs(96, rank=12)
+    matrix = torch.randn(64, 96)
+    values = round_rows(matrix, gram, bits).values(bits)
+    along = float(((values @ gram) * matrix).sum() / ((matrix @ gram) * matrix).sum())
+    plain = float((values * matrix).sum() / matrix.square().sum())
+    assert (along * plain) ** 0.5 == pytest.approx(1, abs=0.05)
