@@ -81,6 +81,8 @@ class Differences:
         By hop, the tuned model's norms, biases and whatever else is no matrix, by slot.
     own : frozenset of int
         Hops whose blocks cannot be told apart in this way; the tuned model keeps its own there.
+    rest : int
+        Bytes of what is replaced and of those blocks, as far as the base has them not.
     """
 
     tuned: Model
@@ -88,6 +90,7 @@ class Differences:
     matrices: tuple[Matrix, ...]
     replaced: dict[int, dict[str, TensorRef]]
     own: frozenset[int]
+    rest: int
 
 
 def executors(chain: RunnableChain) -> Iterator[tuple[Executor, Binding]]:
@@ -155,7 +158,14 @@ def find_differences(zoo: Zoo, tuned: Model, base: Model, names: tuple[str, str]
         matrices += found
         replaced[number] = others
     matrices = _tied([m for m in matrices if not m.hops & own])
-    return Differences(tuned, base, tuple(matrices), replaced, frozenset(own))
+    replaced = {number: others for number, others in replaced.items() if number not in own}
+    kept = {ref.digest: ref for others in replaced.values() for ref in others.values()}
+    for number in own:
+        block = zoo.block(tuned.chain[number].block)
+        kept |= {ref.digest: ref for ref in block.tensors.values()}
+    there = {ref.digest for block in zoo.blocks_of(base).values() for ref in block.tensors.values()}
+    rest = sum(ref.nbytes for digest, ref in kept.items() if digest not in there)
+    return Differences(tuned, base, tuple(matrices), replaced, frozenset(own), rest)
 
 
 def _is_matrix(leaf: nn.Module) -> bool:

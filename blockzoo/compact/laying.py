@@ -40,19 +40,19 @@ class Laid:
 def lay(differences: Differences, choice: Choice) -> Laid:
     """What a choice makes of the tuned model's chain.
 
-    A hop at which every matrix is kept full keeps its own block; so does one of which the
-    choice says nothing.
+    A hop at which every matrix is kept full, or none differs, keeps its own block.
     """
     swaps: list[Swap] = []
     blocks: dict[str, Block] = {}
     base = differences.base
+    apart = {hop for m in differences.matrices if choice[m].method != "full" for hop in m.hops}
+    for matrix in differences.matrices:
+        if matrix.hops & apart:  # a tied head reads the embedding's: both are laid or neither
+            apart |= matrix.hops
     for number, (hop, other) in enumerate(zip(differences.tuned.chain, base.chain, strict=True)):
         here = [(p, m) for m in differences.matrices for p in m.places if p.hop == number]
         replaced = differences.replaced.get(number, {})
-        chosen = [choice[matrix] for _, matrix in here if matrix in choice]
-        if number in differences.own or not (here or replaced):
-            continue
-        if all(option.method == "full" for option in chosen) and (chosen or replaced):
+        if number not in apart:
             continue
         modules, replaces = {}, {slot: slot for slot in replaced}
         tensors: dict[str, TensorRef] = dict(replaced)

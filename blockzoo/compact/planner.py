@@ -207,9 +207,7 @@ def _points(
 
 
 def _bytes(differences: Differences, choice: Mapping[Matrix, Option]) -> Bytes:
-    rest = sum(
-        ref.nbytes for some in differences.replaced.values() for ref in some.values()
-    )  # norms and the like: as many in every choice
+    rest = differences.rest  # norms and the like: as many in every choice
     return Bytes(
         rest + sum(option.stored for option in choice.values()),
         rest + sum(option.resident for option in choice.values()),

@@ -36,7 +36,7 @@ def _tuned(base: Path, folder: Path) -> Path:
 
 
 def _choices(zoo: Zoo, found: Differences) -> dict[str, Choice]:
-    """All matrices in codes, none of them, and by turns: codes, the base's, the tuned one."""
+    """All in codes, none of them, all but the first, and by turns: codes, the base's, the tuned."""
     options: dict[Matrix, list[Option]] = {}
     with Session(zoo.objects) as session:
         for matrix in found.matrices:
@@ -50,7 +50,8 @@ def _choices(zoo: Zoo, found: Differences) -> dict[str, Choice]:
     coded = {m: next(o for o in some if o.name == "4 bits") for m, some in options.items()}
     full = {matrix: some[-1] for matrix, some in options.items()}
     turns = {m: (coded[m], options[m][0], full[m])[number % 3] for number, m in enumerate(options)}
-    return {"codes": coded, "full": full, "turns": turns}
+    first = next(iter(options))
+    return {"codes": coded, "full": full, "turns": turns, "first": {**coded, first: full[first]}}
 
 
 @pytest.mark.parametrize("name", sorted(tiny.TINY))
