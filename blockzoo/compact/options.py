@@ -11,6 +11,7 @@ import torch
 from blockzoo.compact.differences import Matrix
 from blockzoo.compact.rounding import output_error, round_rows
 from blockzoo.compact.spectrum import find_low_rank
+from blockzoo.errors import BlockzooError
 from blockzoo.execution.packing import pack
 from blockzoo.execution.tensors import TORCH_DTYPES
 from blockzoo.store.session import Session
@@ -75,9 +76,21 @@ def options_of(
         (in, in) float32: the second moments of its inputs.
     widths : sequence of int
         Bits of a code that are to be tried.
+
+    Raises
+    ------
+    BlockzooError
+        Where values are not finite.
     """
     tuned, base = (tensor.float() for tensor in tensors)
     off = tuned - base
+    if not (off.isfinite().all() and gram.isfinite().all()):
+        place = matrix.places[0]
+        raise BlockzooError(
+            f"{place.path} at hop {place.hop} has, or is given, values that are not finite: there "
+            "is no rounding what it differs by",
+            hint="the model stays exact; `blockzoo dedupe` keeps it without loss",
+        )
     lies: dict[str, bool] = {}
     if any(place.transposed for place in matrix.places):
         off, tuned, lies = off.T.contiguous(), tuned.T, {"transposed": True}

@@ -20,6 +20,7 @@ _ROUNDS = 10
 _BLOCK = 64  # columns between two updates of all that come after
 _SHARES = torch.linspace(0.15, 1.05, 31)  # of a row's largest value: what the last level may be
 _LONGEST = 2.0  # times what least squares gives
+_AT_ONCE = 1 << 24  # numbers of a matrix that are rounded at a time: each is in memory ten times
 _TINY = 1e-20
 
 
@@ -57,6 +58,15 @@ def round_rows(matrix: torch.Tensor, gram: torch.Tensor, bits: int) -> Rounded:
     damped = gram + _DAMPING * gram.diagonal().mean().clamp_min(_TINY) * torch.eye(len(gram))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     feedback = torch.linalg.cholesky(inverse, upper=True)
+    step = max(1, _AT_ONCE // matrix.shape[1])
+    rows = torch.split(matrix, step)  # which have nothing to do with one another
+    parts = [_round_some(some, damped, feedback, bits) for some in rows]
+    return Rounded(torch.cat([p.codes for p in parts]), torch.cat([p.scale for p in parts]))
+
+
+def _round_some(
+    matrix: torch.Tensor, damped: torch.Tensor, feedback: torch.Tensor, bits: int
+) -> Rounded:
     scale = _first_scale(matrix, damped.diagonal(), bits)
     best, least = None, None
     for _ in range(_ROUNDS):

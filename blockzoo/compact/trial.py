@@ -11,7 +11,7 @@ import numpy as np
 from blockzoo.equivalence.losses import Losses, Variant, measure
 from blockzoo.errors import SourceError
 from blockzoo.execution.chain import RunnableChain
-from blockzoo.execution.passage import Batch, batches, piece_length
+from blockzoo.execution.passage import Batch, batch_size, batches, piece_length
 from blockzoo.execution.texts import Text
 from blockzoo.progress import Progress, silent
 
@@ -61,7 +61,7 @@ class Trial:
     def batches(self) -> list[Batch]:
         """What codes are fitted on."""
         documents = [d for name in self.fit for d in _some(self.fit[name], _FIT)]
-        return batches([*enumerate(documents)], piece_length(self.chain))
+        return batches([*enumerate(documents)], piece_length(self.chain), batch_size(self.chain))
 
     def probe(self, variants: Sequence[Variant], progress: Progress = silent) -> list[float]:
         """The mean KL of each variant in the domain where it is worst, on a little of the text."""

@@ -26,6 +26,7 @@ _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(_COMPONENT)
 _ENTRY = re.compile(rf"({_COMPONENT})@(\d{{6,}})\.json")
 _LONGEST_NAME = 200
+_COMES_IN = ("ingest", "assemble", "stitch")  # actions that bring a model in
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Refs:
         """Point a tag at a model; ``latest`` moves along when a model comes in under a tag."""
 
         def change(ref: Ref) -> tuple[dict[str, Tagged], Event]:
-            latest = target if action in ("ingest", "assemble") else ref.tags.get(LATEST, target)
+            latest = target if action in _COMES_IN else ref.tags.get(LATEST, target)
             tags = {**ref.tags, LATEST: latest, (tag or LATEST): target}
             return tags, Event(action, tag or LATEST, target.digest, target.time, source)
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from blockzoo.compact.plan import CompactPlan
 from blockzoo.errors import BlockzooError, NotFoundError, SourceError, UsageError
 from blockzoo.zoo import Zoo
+from tests.planted import Tensors, variant
 from tests.zoos import hashes
 
 Files = dict[str, Path]
@@ -168,6 +169,17 @@ def test_a_name_that_moved_meanwhile_is_left_alone(zoo: Zoo, files: Files) -> No
     with pytest.raises(BlockzooError, match="was changed since"):
         plan.execute()
     assert zoo.resolve("near") == zoo.resolve("other")
+
+
+def test_what_is_not_finite_is_refused_in_words(
+    zoo: Zoo, files: Files, family: Files, tmp_path: Path
+) -> None:
+    def spoil(tensors: Tensors) -> None:
+        tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = torch.inf
+
+    zoo.ingest(variant(family["tuned"], tmp_path / "spoilt", spoil), name="spoilt")
+    with pytest.raises(BlockzooError, match="not finite"):
+        _plan(zoo, "spoilt", files, base="base")
 
 
 def test_what_makes_no_sense_is_refused_in_words(zoo: Zoo, files: Files, tmp_path: Path) -> None:

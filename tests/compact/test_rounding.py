@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from blockzoo.compact import rounding
 from blockzoo.compact.rounding import output_error, round_rows
 from blockzoo.compact.spectrum import find_low_rank, rounding_energy
 from blockzoo.execution.packing import middle, pack, run_length, unpack
@@ -26,6 +27,16 @@ def test_codes_come_back(bits: int, columns: int) -> None:
     assert torch.equal(unpack(packed, bits, columns, torch.float32), codes - middle(bits))
     # no more than the last group of columns is wasted
     assert run_length(columns, bits) * 8 // bits < columns + 16 * 8 // bits
+
+
+def test_rows_are_rounded_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    gram, matrix = _inputs(96, rank=12), torch.randn(64, 96)
+    whole = round_rows(matrix, gram, 2)
+    monkeypatch.setattr(rounding, "_AT_ONCE", 20 * 96)
+    some = round_rows(matrix, gram, 2)
+    assert whole.codes.shape == some.codes.shape and whole.scale.shape == some.scale.shape
+    errors = [output_error(matrix - each.values(2), gram) for each in (whole, some)]
+    assert errors[1] == pytest.approx(errors[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
