@@ -19,6 +19,8 @@ from tests.execution.tiny import TINY, load, make
 from tests.runtime.answers import COUNT, PROMPTS
 from tests.runtime.blocks.stepping import Row, Stepper
 from tests.runtime.blocks.test_mixture import TINY_PROMPTS, answers
+from tests.runtime.test_compact import PROMPTS as COMPACT_PROMPTS
+from tests.runtime.test_compact import TENANTS, compact_zoo
 
 pytestmark = pytest.mark.gpu
 
@@ -64,6 +66,17 @@ def test_every_family_has_the_logits_of_transformers(cuda: torch.device, tmp_pat
         _, right = answers(models[name], row.prompt, 4)
         mine = torch.stack(row.logits)
         assert (mine[0] - right[0, : mine.shape[1]]).abs().max() < 1e-3, name
+
+
+def test_compact_models_give_the_tokens_of_a_cpu(cuda: torch.device, tmp_path: Path) -> None:
+    zoo = compact_zoo(tmp_path, "llama")
+    asked = [(name, prompt) for name in TENANTS for prompt in COMPACT_PROMPTS]
+    answers = []
+    for device in ("cpu", cuda):
+        with LLM(zoo, device=device, dtype="float32") as llm:
+            answers.append([out.token_ids for out in llm.generate(asked, max_new_tokens=COUNT)])
+    same = [a == b for a, b in zip(*answers, strict=True)]
+    assert sum(same) >= 0.99 * len(same)
 
 
 def first_logits(stepper: Stepper) -> torch.Tensor:
