@@ -258,6 +258,11 @@ class Model:
         """Whether this is an adapter whose base is not in the zoo yet."""
         return self.kind == "adapter" and not self.base
 
+    @property
+    def compact(self) -> bool:
+        """Whether this is another model's blocks and, laid on them, what it differs by."""
+        return self.kind == "model" and any(hop.adapters for hop in self.chain)
+
 
 def decode_json(data: bytes) -> Any:
     """Parse JSON bytes as written by this module."""

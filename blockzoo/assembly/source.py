@@ -91,7 +91,7 @@ def open_source(zoo: Zoo, name: str) -> Source:
             f"{name} is an adapter ({model.family}), and has no layers of its own",
             hint="name its base, or merge the adapter into it and ingest the result",
         )
-    if any(hop.adapters for hop in model.chain):
+    if model.compact:
         raise BlockzooError(
             f"{name} is compact: its layers are another model's and what they differ by",
             hint="take them from its exact version, or export it and ingest that",

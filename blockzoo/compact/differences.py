@@ -120,7 +120,7 @@ def find_differences(zoo: Zoo, tuned: Model, base: Model, names: tuple[str, str]
         Where one cannot be run.
     """
     for model, name in zip((tuned, base), names, strict=True):
-        if model.kind != "model" or any(hop.adapters for hop in model.chain):
+        if model.kind != "model" or model.compact:
             raise BlockzooError(
                 f"{name} has adapters on its blocks, and differences are told between full models",
                 hint="name a full fine-tune and the full model that it began as",

@@ -60,7 +60,7 @@ def plan_equivalent(
         to be tried.
     """
     model = zoo.model(name)
-    if model.kind != "model" or any(hop.adapters for hop in model.chain):
+    if model.kind != "model" or model.compact:
         raise BlockzooError(
             f"{name} has adapters on its blocks, which were made for them and for no others",
             hint="name a full model; `certify` tries single swaps, also under adapters",

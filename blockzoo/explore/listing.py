@@ -60,7 +60,10 @@ def models(zoo: Zoo) -> Table:
 
 
 def blocks(zoo: Zoo) -> Table:
-    """Every distinct block that a name reaches, where it stands and how many models use it."""
+    """Every distinct block that a name reaches, where it stands and how many models use it.
+
+    A block that only a certified chain uses stands nowhere.
+    """
     found = reach(zoo.objects, roots(zoo.refs))
     hops: dict[str, set[str]] = {}
     users: dict[str, set[str]] = {}
@@ -73,10 +76,10 @@ def blocks(zoo: Zoo) -> Table:
         {
             "digest": digest,
             "kind": block.kind,
-            "hops": sorted(hops[digest]),
+            "hops": sorted(hops.get(digest, ())),
             "tensors": len(block.tensors),
             "bytes": block.nbytes,
-            "models": len(users[digest]),
+            "models": len(users.get(digest, ())),
         }
         for digest, block in found.blocks.items()
     ]

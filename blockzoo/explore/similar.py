@@ -82,7 +82,14 @@ def similar(zoo: Zoo, what: str, top_k: int = 10, progress: Progress = silent) -
 
 def _models(zoo: Zoo, found: Reach, what: str, top_k: int, progress: Progress) -> Table:
     digest = zoo.resolve(what)
-    records = {digest: zoo.objects.model(digest), **found.models}
+    asked = zoo.objects.model(digest)
+    if asked.compact:
+        raise UsageError(
+            f"{what} is compact: its blocks are another model's, so they tell nothing of it",
+            hint="`blockzoo similar` alone shows whose; ask for its exact version by its digest",
+        )
+    whole = {d: model for d, model in found.models.items() if not model.compact}
+    records = {digest: asked, **whole}
     blocks = {**zoo.blocks_of(records[digest]), **found.blocks}
     models = {d: own_tensors(model, blocks) for d, model in records.items()}
     names = first_names(zoo.refs)

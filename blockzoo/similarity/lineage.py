@@ -2,8 +2,8 @@
 
 A full model's place is found from sketches alone; neither its name nor its folder counts.
 Models nearer to each other than `UNRELATED` are kin (`kinship`), and the tree of a family is the
-shortest that joins it. An adapter's base was declared when it came in; which way the other edges
-point is guessed, and marked as a guess (`direction`).
+shortest that joins it. An adapter's base was declared when it came in, a compact version's when
+it was made; which way the other edges point is guessed, and marked as a guess (`direction`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from blockzoo.progress import Progress, silent
+from blockzoo.records import Model
 from blockzoo.similarity.direction import directed, shortest_trees
 from blockzoo.similarity.kinship import kinships, own_tensors
 from blockzoo.similarity.sketches import Sketches
@@ -70,7 +71,7 @@ class Edge:
         ``declared``, or what the direction was guessed from.
     distance : float or None
         See `kinship`; rows that were added are left out. Of a LoRA adapter, what its update is
-        (`updates`); None for other adapters.
+        (`updates`); None for other adapters and compact versions.
     hops : mapping of str to float
         The same for each hop in which the two differ, in the chain's order.
     rows_added : int
@@ -195,7 +196,7 @@ def families(
     tensors = {
         digest: own_tensors(model, found.blocks)
         for digest, model in found.models.items()
-        if model.kind == "model"
+        if model.kind == "model" and not model.compact  # whose blocks are its base's
     }
     sketches = sketches or Sketches(objects)
     adapters = [
@@ -210,6 +211,11 @@ def families(
         )
         for adapter, base in adapters
     }
+    edges |= {
+        digest: Edge(base, digest, "declared")
+        for digest, model in found.models.items()
+        if (base := _compact_base(objects, model)) in members
+    }
     pairs = kinships(sketches, tensors, UNRELATED, progress)
     weights = dict.fromkeys(members, 1)
     for edge in edges.values():
@@ -222,3 +228,11 @@ def families(
                 parent, turned.second, evidence, turned.distance, turned.hops, turned.rows_added
             )
     return Lineage(members, edges)
+
+
+def _compact_base(objects: Objects, model: Model) -> str:
+    """The digest of the model whose blocks a compact version has; empty for any other."""
+    if not model.compact or not model.evidence:
+        return ""
+    swaps = objects.equivalence(model.evidence)["swaps"]
+    return next((str(swap["donor"]) for swap in swaps if swap.get("adapters")), "")

@@ -64,6 +64,15 @@ def test_a_full_tune_becomes_its_base_and_a_certified_difference(
     assert [row["equivalence"] for row in zoo.equivalences("tuned")] == [model.evidence]
 
 
+def test_a_compact_version_is_its_bases_child_and_no_copy_of_it(zoo: Zoo, files: Files) -> None:
+    made = _plan(zoo, "tuned", files, base="base", grade="C").execute()
+    edge = zoo.families().lineage.edges[made]
+    assert edge.parent == zoo.resolve("base") and not edge.guessed and edge.distance is None
+    assert "tuned" not in [row["name"] for row in zoo.similar("base").rows]
+    with pytest.raises(UsageError, match="is compact"):
+        zoo.similar("tuned")
+
+
 def test_it_can_be_taken_back_until_it_is_collected(
     zoo: Zoo, files: Files, family: Files, tmp_path: Path
 ) -> None:
@@ -101,6 +110,7 @@ def test_beside_the_exact_one_it_is_a_certified_chain(zoo: Zoo, files: Files) ->
     assert chains and all(swap.adapters for chain in chains for swap in chain.swaps)
     zoo.gc(older_than=0).execute()
     assert zoo.verify().ok and len(zoo.chains("tuned", "C")) == len(chains)
+    assert any(not row["hops"] for row in zoo.blocks().rows)  # what only those chains use
 
 
 def test_a_merged_lora_becomes_an_adapter_again(
