@@ -7,7 +7,7 @@ hidden states up to there. Logits are made for a few tokens at a time and reduce
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +79,7 @@ def measure(
     documents : sequence of sequence of int
         The tokens of each.
     progress : Progress
-        Told tokens, not bytes.
+        Told tokens, not bytes: after each hop, as if all hops took as long.
 
     Returns
     -------
@@ -89,9 +89,14 @@ def measure(
     total, done = sum(len(ids) for ids in documents), 0
     parts: list[list[Losses]] = [[] for _ in variants]
     for shard in _shards(original, len(variants), documents):
-        for found, losses in zip(parts, _measure(original, variants, shard), strict=True):
+        size = sum(len(ids) for _, ids in shard)
+
+        def tell(share: float, before: int = done, size: int = size) -> None:
+            progress("tokens", before + int(share * size), total, 0)
+
+        for found, losses in zip(parts, _measure(original, variants, shard, tell), strict=True):
             found.append(losses)
-        done += sum(len(ids) for _, ids in shard)
+        done += size
         progress("tokens", done, total, 0)
     return [
         Losses(
@@ -121,7 +126,12 @@ def _shards(chain: RunnableChain, variants: int, documents: Sequence[Sequence[in
     return shards
 
 
-def _measure(original: RunnableChain, variants: Sequence[Variant], shard: Shard) -> list[Losses]:
+def _measure(
+    original: RunnableChain,
+    variants: Sequence[Variant],
+    shard: Shard,
+    tell: Callable[[float], None],
+) -> list[Losses]:
     base = Passage(original, batches(shard, piece_length(original), batch_size(original)))
     passages = {
         number: Passage(variant.chain, base.batches)
@@ -137,6 +147,7 @@ def _measure(original: RunnableChain, variants: Sequence[Variant], shard: Shard)
         for passage in passages.values():
             if passage.done < min(hop + 1, passage.hops):
                 passage.step()
+        tell((hop + 1) / (base.hops + 2))  # the heads take their time, too
     for passage in passages.values():  # a stitched chain may have more hops than the original
         while passage.done < passage.hops:
             passage.step()

@@ -97,7 +97,15 @@ def test_a_chain_is_certified_as_a_whole(planted: Zoo, texts: Texts) -> None:
 
 
 def test_what_the_model_does_by_itself_stands_beside(planted: Zoo, texts: Texts) -> None:
-    record = planted.certify("base", "layers.0.mlp=near", texts["own"])
+    told: list[int] = []
+
+    def progress(what: str, done: int, total: int, new: int) -> None:
+        told.append(done)
+
+    record = planted.certify("base", "layers.0.mlp=near", texts["own"], progress=progress)
+    # a text that goes through at once is told hop by hop
+    assert told == sorted(told) and told[-1] == record.evidence.together.tokens
+    assert len(set(told)) >= len(planted.model("base").chain) - 1
     assert 0 < record.floor.together.kl < 0.01 and 0 < record.int8.together.kl < 0.01
     text = repr(record)
     assert "its bf16" in text and "its int8" in text and "p99" in text
