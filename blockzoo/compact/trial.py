@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _FIT = 16_000  # tokens of a text that codes are fitted on
 _PROBED = 1_000  # tokens of a text that every matrix's factor is measured on
 _CHECKED = 4_000  # tokens of a text that chains are compared on
+_BESIDE = 32  # chains that go through a text together: the hidden states of all are in memory
 _FEWEST_DOCUMENTS = 8
 _FEWEST_TOKENS = 1_000
 
@@ -98,7 +99,16 @@ class Trial:
                 (losses.kl[numbers == n], losses.differs[numbers == n]) for n in range(len(text))
             ]
 
-        return [split(found) for found in measure(self.chain, variants, documents, progress)]
+        found = []
+        for first in range(0, len(variants), _BESIDE):
+
+            def tell(what: str, done: int, total: int, new: int, first: int = first) -> None:
+                count = min(_BESIDE, len(variants) - first)
+                progress(what, first * total + count * done, len(variants) * total, new)
+
+            beside = variants[first : first + _BESIDE]
+            found += [split(losses) for losses in measure(self.chain, beside, documents, tell)]
+        return found
 
 
 def make_trial(chain: RunnableChain, texts: Sequence[Text], tokenizer: Any) -> Trial:

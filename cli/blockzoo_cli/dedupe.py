@@ -105,6 +105,12 @@ def command(
             )
         if low_rank and widths:
             raise click.UsageError("--low-rank and --bits exclude each other")
+        if not compact and (base or widths or low_rank):
+            raise click.UsageError("--base, --bits and --low-rank go with --compact")
+        if revert and (calibration or texts or own or beside or svg or dry_run):
+            raise click.UsageError("--revert takes MODEL and nothing else")
+        if svg and len(names) > 1:
+            raise click.UsageError("--svg draws one plan: give one MODEL")
         bits = None if low_rank else tuple(map(int, widths)) or (1, 2, 4)
         asked = Asked(calibration, texts, own, base, grade, bits, beside, svg, dry_run, yes)
         make_compact(app, names, asked, "revert" if revert else "compact" if compact else "swap")

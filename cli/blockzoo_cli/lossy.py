@@ -96,7 +96,7 @@ def _confirm(app: App, plan: CompactPlan, asked: Asked) -> None:
         return
     app.output.note(plan.table().to_text())
     if not app.output.confirm("execute it?"):
-        raise BlockzooError("not confirmed; no name was changed")
+        raise BlockzooError(f"not confirmed; {plan.name} stays what it is")
 
 
 def _told(found: Sequence[dict[str, Any]], asked: Asked) -> list[str]:

@@ -48,6 +48,11 @@ def test_nothing_lossy_is_done_uncertified_or_unnamed(prepared: Run) -> None:
     assert "--text goes with" in prepared("dedupe", "--text", "own.txt", code=2).stderr
     for more in (["--undo"], ["--equivalent"], ["--low-rank", "--bits", "2"]):
         assert "exclude" in prepared("dedupe", "near", "--compact", *_TEXTS, *more, code=2).stderr
+    equivalent = ["near", "--equivalent", *_TEXTS, "--bits", "2"]
+    assert "go with --compact" in prepared("dedupe", *equivalent, code=2).stderr
+    assert "nothing else" in prepared("dedupe", "near", "--revert", "--dry-run", code=2).stderr
+    two = ["near", "base", "--compact", *_TEXTS, "--svg", "one.svg"]
+    assert "give one MODEL" in prepared("dedupe", *two, code=2).stderr
 
 
 def test_what_holds_no_grade_leaves_with_1(prepared: Run, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from blockzoo.compact import trial
 from blockzoo.compact.plan import CompactPlan
 from blockzoo.errors import BlockzooError, NotFoundError, SourceError, UsageError
 from blockzoo.zoo import Zoo
@@ -62,6 +63,18 @@ def test_a_full_tune_becomes_its_base_and_a_certified_difference(
     assert zoo.verify().ok
     assert f"compact, by record {model.evidence[:12]}" in repr(zoo["tuned"])
     assert [row["equivalence"] for row in zoo.equivalences("tuned")] == [model.evidence]
+
+
+def test_chains_that_go_beside_others_lose_what_they_lose(
+    zoo: Zoo, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def frontier() -> list[float]:
+        plan = _plan(zoo, "near", files, base="base", grade="C")
+        return [point.loss.kl for point in plan.points]
+
+    told = frontier()
+    monkeypatch.setattr(trial, "_BESIDE", 2)
+    assert frontier() == pytest.approx(told, rel=1e-3)
 
 
 def test_a_compact_version_is_its_bases_child_and_no_copy_of_it(zoo: Zoo, files: Files) -> None:
