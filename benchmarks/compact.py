@@ -302,7 +302,7 @@ def main() -> None:
         plans = make_plans(zoo, texts, work / "plans")
         if given.only != "family":
             data["frontier"] = frontiers(zoo, texts, plans)
-            draw(data["frontier"], root / "docs")
+            draw(data["frontier"], root / "docs/pictures")
         if given.only != "frontier":
             paths = {grade: level(zoo, grade, plans, work) for grade in LEVELS}
             data["family"] = family(paths, texts)
