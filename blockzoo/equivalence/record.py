@@ -1,8 +1,9 @@
 """The record that one block may stand in for another: in which model, at what cost, by what proof.
 
 Kept as canonical JSON under ``equivalences/``, named by its digest. It has no time and no path
-in it, so the same certification gives the same record. It keeps nothing in the zoo but itself:
-it stays for as long as a name reaches the receiving model, and a block that is gone is gone.
+in it, so the same certification gives the same record. It stays for as long as a name reaches the
+receiving model, or the version that it certifies, and keeps the adapter blocks that were made for
+it; another model's block that is gone is gone.
 """
 
 from __future__ import annotations

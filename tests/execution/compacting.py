@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from blockzoo.compact.options import keep
-from blockzoo.compact.version import is_weights
+from blockzoo.compact.weights import is_weights
 from blockzoo.execution.chain import RunnableChain
 from blockzoo.execution.packing import middle, pack
 from blockzoo.execution.tensors import StreamedTensors

@@ -179,7 +179,9 @@ def test_other_places_show_compact_models_too(zoo: Zoo) -> None:
     assert "adapter" in str(view) and "adapter" in view._repr_html_()
     assert len(zoo.models().rows) == len(zoo.names()) and zoo.blocks().rows and zoo.stats()
     assert zoo.diff("base", "two").rows and zoo.diff("two", "four").rows
-    assert zoo.similar("two").rows is not None
+    with pytest.raises(BlockzooError, match="two is compact"):
+        zoo.similar("two")
+    assert "two" not in [row["name"] for row in zoo.similar("base").rows]
     for first, second in (("base", "two"), ("two", "four"), ("exact", "mixed")):
         zoo.similarity(first, second)
     zoo.families()
