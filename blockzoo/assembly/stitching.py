@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +18,7 @@ import torch
 from blockzoo.assembly.joint import Joint, find_joint
 from blockzoo.assembly.source import Source, vocabulary
 from blockzoo.assembly.stitched import Stitched
+from blockzoo.equivalence.certify import TOKENS, Paths, paths_of
 from blockzoo.equivalence.perplexity import Surprise, surprise
 from blockzoo.equivalence.stand_in import certify_whole
 from blockzoo.equivalence.stitch_controls import (
@@ -46,11 +46,6 @@ from blockzoo.store.session import NameLock, Session
 
 if TYPE_CHECKING:
     from blockzoo.zoo import Zoo
-
-Paths = str | Path | Sequence[str | Path]
-
-#: tokens of each held-out text that are measured
-TOKENS = 20_000
 
 
 def stitch(
@@ -111,8 +106,8 @@ def stitch(
     positions = tuple(dict.fromkeys([at, *also]))
     for position in positions:
         joint.check(position)
-    files = read_texts(_paths(calibration))
-    held_out = read_texts(_paths(text))
+    files = read_texts(paths_of(calibration))
+    held_out = read_texts(paths_of(text))
     tokenizer = zoo.tokenizer(_tokenized(zoo, joint).model)
     samples = take_samples(held_out, files, tokenizer, tokens) if held_out else []
     trial = None
@@ -314,7 +309,3 @@ def _by_text(found: Surprise, samples: Sequence[Sample]) -> Mapping[str, float]:
         told[sample.text.domain] = found.perplexity(first, last)
         first = last
     return told
-
-
-def _paths(paths: Paths) -> list[str | Path]:
-    return [paths] if isinstance(paths, (str, Path)) else list(paths)
