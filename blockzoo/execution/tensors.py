@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from blockzoo.errors import UnservableError
+from blockzoo.store.mapping import let_go
 from blockzoo.tensors import TensorInfo, TensorRef
 
 #: torch's dtype by safetensors' name; the sub-byte ones have no torch tensor of that shape
@@ -37,6 +38,8 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
+
+_PIECE = 1 << 22  # elements that are cast at a time
 
 Build = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
@@ -143,7 +146,18 @@ class StreamedTensors:
         self._device = torch.device(device)
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
-        return cast(to_torch(*self._read(ref.digest)), self._dtype, self._device)
+        info, data = self._read(ref.digest)
+        tensor = to_torch(info, data)
+        if not tensor.is_floating_point() or tensor.dtype == self._dtype:
+            return cast(tensor, self._dtype, self._device)
+        made = torch.empty(tensor.shape, dtype=self._dtype, device=self._device)
+        whole, flat = tensor.reshape(-1), made.view(-1)
+        for first in range(0, len(whole), _PIECE):
+            last = min(first + _PIECE, len(whole))
+            flat[first:last] = whole[first:last]
+            # a large tensor is not to be in memory twice
+            let_go(data, first * tensor.element_size(), last * tensor.element_size())
+        return made
 
     def derived(self, key: str, parts: Sequence[TensorRef], build: Build) -> torch.Tensor:
         return build([self.tensor(part) for part in parts])

@@ -7,6 +7,8 @@ import mmap
 import os
 from pathlib import Path
 
+import numpy as np
+
 from blockzoo.errors import BlockzooError
 
 
@@ -29,6 +31,25 @@ def _map(path: Path) -> memoryview:
         if os.fstat(file.fileno()).st_size == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def let_go(view: memoryview, first: int, last: int) -> None:
+    """Pages of a mapped view's bytes first … last − 1 need not stay in memory.
+
+    They are read again where they are asked for again. Nothing is done with other views.
+    """
+    mapped = view.obj
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = _address(view) - _address(memoryview(mapped))
+    begin = -(-(start + first) // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (start + last) // mmap.PAGESIZE * mmap.PAGESIZE - begin
+    if size > 0:
+        mapped.madvise(mmap.MADV_DONTNEED, begin, size)
+
+
+def _address(view: memoryview) -> int:
+    return int(np.frombuffer(view, dtype=np.uint8).ctypes.data)
 
 
 def raise_open_file_limit() -> bool:

@@ -74,3 +74,14 @@ def test_streamed_floats_are_cast_and_integers_are_not() -> None:
     assert source.tensor(TensorRef("I64", (1,), "b")).dtype == torch.int64
     both = source.derived("sum", [TensorRef("BF16", (2,), "a")] * 2, lambda parts: sum(parts))
     assert both.tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("shape", [(3000, 3001), (7,), (0, 4)])
+def test_a_streamed_tensor_is_cast_piece_by_piece(shape: tuple[int, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    stored = torch.randn(shape).bfloat16()
+    mapped = _mapped(tmp_path / "data", bytes(14) + _bytes(stored))
+    source = StreamedTensors(lambda _: (TensorInfo("BF16", shape), mapped[14:]))
+    ref = TensorRef("BF16", shape, "0" * 64)
+    assert torch.equal(source.tensor(ref), stored.float())
+    assert torch.equal(source.tensor(ref), stored.float())  # its pages come again
