@@ -7,8 +7,6 @@ import mmap
 import os
 from pathlib import Path
 
-import numpy as np
-
 from blockzoo.errors import BlockzooError
 
 
@@ -49,6 +47,8 @@ def let_go(view: memoryview, first: int, last: int) -> None:
 
 
 def _address(view: memoryview) -> int:
+    import numpy as np  # not for those who only list: they answer in a blink
+
     return int(np.frombuffer(view, dtype=np.uint8).ctypes.data)
 
 
