@@ -122,6 +122,8 @@ def test_control_c_is_130_and_leaves_a_sound_zoo(blockzoo: Run, tmp_path: Path) 
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
+        # who runs these tests in the background has it ignored, and so would the child
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tmp_path / "zoo" / "zoo.json").exists():
         assert process.poll() is None
