@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from blockzoo.errors import BlockzooError, UnservableError, UsageError
+from blockzoo.errors import BlockzooError, DamagedError, UnservableError, UsageError
 from blockzoo_runtime.assembly.sparing import sparing
 from blockzoo_runtime.blocks.arrivals import LateError
 from blockzoo_runtime.blocks.runner import Logits, Runner, StepReport, Work
@@ -236,6 +236,9 @@ class Engine:
         with self._changed:
             for turn, sequence in rows:
                 outcome = chosen[turn.job]
+                if isinstance(outcome, DamagedError):  # the step went on beside its loading
+                    self._load_failed(sequence, sequence.tenant.digest, outcome)
+                    continue
                 if isinstance(outcome, BlockzooError):
                     self._fail(sequence, outcome)
                     continue
