@@ -185,7 +185,7 @@ def family(paths: dict[str, Path], texts: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     llms = {grade: LLM(path, dtype="bfloat16", device="cpu") for grade, path in paths.items()}
     prompts = {name: _prompt(texts, domain) for name, domain in TENANTS.items()}
-    batches = {"all tenants": list(TENANTS), "full fine-tunes": list(FULL)}
+    batches = {"all tenants": list(TENANTS), "full fine-tunes": list(FULL), "alone": ["math-full"]}
     for grade, llm in llms.items():
         for name in TENANTS:
             llm.load(name)
@@ -245,7 +245,7 @@ def show(found: dict[str, Any]) -> None:
     for grade, data in found.items():
         row = {"level": grade, "resident": data["resident"]}
         row["less"] = 1 - data["resident"] / exact["resident"]
-        for what, key in (("all tenants", "all"), ("full fine-tunes", "full")):
+        for what, key in (("all tenants", "all"), ("full fine-tunes", "full"), ("alone", "one")):
             row[f"{key}_step"] = int(data["steps"][what])
             row[f"{key}_reads"] = exact["steps"][what] / data["steps"][what]
             row[f"{key}_speed"] = data["tokens_per_second"][what]
@@ -268,6 +268,7 @@ def show(found: dict[str, Any]) -> None:
         Column("all_step", "all: a step", kind="bytes"),
         Column("all_speed", "tokens/s", kind="float"),
         Column("all_faster", "times faster", kind="float"),
+        Column("one_faster", "math-full alone: times faster", kind="float"),
         Column("own", "perplexity off, own", kind="percent"),
         Column("wiki", "wiki", kind="percent"),
     )

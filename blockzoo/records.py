@@ -248,6 +248,25 @@ class Model:
         names = ", ".join(hop.name for hop in self.chain)
         raise NotFoundError(f"{of} has no hop {name!r}", hint=f"it has {names}")
 
+    def tensors(self, blocks: Mapping[str, Block]) -> dict[str, TensorRef]:
+        """The tensors of the chain's own blocks by transformers' names, in the chain's order.
+
+        Parameters
+        ----------
+        blocks : mapping of str to Block
+            By digest.
+        """
+        return {
+            f"{hop.prefix}{local}": ref
+            for hop in self.chain
+            for local, ref in blocks[hop.block].tensors.items()
+        }
+
+    def bound(self, blocks: Mapping[str, Block]) -> dict[str, TensorRef]:
+        """`tensors`, and by their names those that are tied to one of them."""
+        named = self.tensors(blocks)
+        return named | {name: named[kept] for name, kept in self.ties.items() if kept in named}
+
     @property
     def nbytes(self) -> int:
         """Bytes of the original files."""

@@ -93,5 +93,5 @@ def thin(losses: Sequence[float], most: int) -> list[int]:
     logs = [math.log(max(loss, floor)) for loss in losses]
     step = (logs[-1] - logs[0]) / (most - 1)
     wanted = [logs[0] + step * i for i in range(most)]
-    found = {min(range(len(logs)), key=lambda i, w=w: abs(logs[i] - w)) for w in wanted}  # type: ignore[misc]
-    return sorted(found | {0, len(losses) - 1})
+    apart = [[abs(log - want) for log in logs] for want in wanted]
+    return sorted({each.index(min(each)) for each in apart} | {0, len(losses) - 1})

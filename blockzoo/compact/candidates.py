@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blockzoo.compact.laying import Laid
 from blockzoo.compact.plan import Point
 from blockzoo.compact.trial import Loss
 from blockzoo.equivalence import texts
@@ -91,7 +90,11 @@ def certify_points(
     order = sorted(tried)
     if not order:
         return list(points)
-    keep_blocks(zoo, [points[number].laid for number in order])
+    with Session(zoo.objects) as session:
+        for number in order:
+            points[number].laid.keep(session)
+        if not session.commit():
+            raise BlockzooError("the zoo was collected meanwhile", hint="run it again")
     swaps = [points[number].laid.swaps for number in order]
     records = certify(
         zoo, name, swaps, text, own=own, calibration=calibration, tokens=tokens, keep=False,
@@ -99,15 +102,3 @@ def certify_points(
     )  # fmt: skip
     found = dict(zip(order, records, strict=True))
     return [replace(point, record=found.get(i)) for i, point in enumerate(points)]
-
-
-def keep_blocks(zoo: Zoo, laid: Sequence[Laid]) -> None:
-    """Write the adapter blocks of choices; what they keep is in the zoo already."""
-    with Session(zoo.objects) as session:
-        for each in laid:
-            for block in each.blocks.values():
-                for ref in block.tensors.values():
-                    session.rely("tensors", ref.digest)
-                session.block(block)
-        if not session.commit():
-            raise BlockzooError("the zoo was collected meanwhile", hint="run it again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,9 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from blockzoo.errors import BlockzooError
-from blockzoo.execution.binding import Binding, Source
-from blockzoo.execution.chain import RunnableChain
-from blockzoo.execution.executor import Executor
+from blockzoo.execution.binding import Source
 from blockzoo.execution.fused import Fused
 from blockzoo.records import Model
 from blockzoo.tensors import TensorRef
@@ -93,15 +90,6 @@ class Differences:
     rest: int
 
 
-def executors(chain: RunnableChain) -> Iterator[tuple[Executor, Binding]]:
-    """Each hop's executor and binding, the embedding first and the head last."""
-    compiled = chain.compiled
-    yield compiled.backbone, compiled.embedding
-    for hop in compiled.hops:
-        yield hop.executor, hop.binding
-    yield compiled.tail, compiled.head
-
-
 def find_differences(zoo: Zoo, tuned: Model, base: Model, names: tuple[str, str]) -> Differences:
     """Compare two models slot by slot; no tensor is read.
 
@@ -125,8 +113,8 @@ def find_differences(zoo: Zoo, tuned: Model, base: Model, names: tuple[str, str]
                 f"{name} has adapters on its blocks, and differences are told between full models",
                 hint="name a full fine-tune and the full model that it began as",
             )
-    left, right = ([*executors(zoo.chain(model))] for model in (tuned, base))
-    if [e for e, _ in left] != [e for e, _ in right] or len(tuned.chain) != len(left):
+    left, right = ([*zoo.chain(model).compiled.parts()] for model in (tuned, base))
+    if [e for e, _, _ in left] != [e for e, _, _ in right] or len(tuned.chain) != len(left):
         raise BlockzooError(
             f"{names[0]} and {names[1]} do not compute the same way: widths, depths or settings "
             "differ",
@@ -138,7 +126,7 @@ def find_differences(zoo: Zoo, tuned: Model, base: Model, names: tuple[str, str]
     last = len(left) - 1
     if dict(tuned.ties) != dict(base.ties):
         own |= {0, last}
-    for number, ((executor, mine), (_, theirs)) in enumerate(zip(left, right, strict=True)):
+    for number, ((executor, _, mine), (_, _, theirs)) in enumerate(zip(left, right, strict=True)):
         found: list[Matrix] = []
         others: dict[str, TensorRef] = {}
         for slot in executor.slots:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from blockzoo.compact.differences import Matrix, executors
+from blockzoo.compact.differences import Matrix
 from blockzoo.execution.chain import RunnableChain
 from blockzoo.execution.passage import Batch, Passage
 
@@ -31,9 +31,9 @@ def grams(
     (Matrix, torch.Tensor)
         (in, in) float32.
     """
-    hops = [*executors(chain)]
+    hops = [*chain.compiled.parts()]
     passage = Passage(chain, batches)
-    for number, (executor, _) in enumerate(hops):
+    for number, (executor, _, _) in enumerate(hops):
         here: dict[str, list[Matrix]] = {}
         for matrix in matrices:
             place = matrix.multiplied

@@ -13,6 +13,7 @@ from blockzoo.equivalence.swap import Swap, swapped
 from blockzoo.execution.chain import RunnableChain
 from blockzoo.execution.tensors import StreamedTensors
 from blockzoo.records import Block
+from blockzoo.store.session import Session
 from blockzoo.tensors import TensorRef
 
 if TYPE_CHECKING:
@@ -35,6 +36,13 @@ class Laid:
 
     swaps: tuple[Swap, ...]
     blocks: Mapping[str, Block]
+
+    def keep(self, session: Session) -> None:
+        """Write the adapter blocks; what they keep is in the zoo already."""
+        for block in self.blocks.values():
+            for ref in block.tensors.values():
+                session.rely("tensors", ref.digest)
+            session.block(block)
 
 
 def lay(differences: Differences, choice: Choice) -> Laid:

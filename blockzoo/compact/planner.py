@@ -10,7 +10,7 @@ from blockzoo.compact.allocate import Offer, frontier, thin
 from blockzoo.compact.candidates import certify_points, check_apart, grades_of, is_likely
 from blockzoo.compact.differences import Differences, Matrix, find_differences
 from blockzoo.compact.grams import grams
-from blockzoo.compact.laying import lay, variant
+from blockzoo.compact.laying import Choice, lay, variant
 from blockzoo.compact.options import Option, options_of
 from blockzoo.compact.plan import Bytes, CompactPlan, Point, counted
 from blockzoo.compact.trial import Trial, make_trial
@@ -32,7 +32,6 @@ _REFINED = 3  # times that the middle is measured between what holds a grade and
 _LOSSES = (1e-5, 1.5 * GRADES[-1].kl)
 
 Options = Mapping[Matrix, Sequence[Option]]
-Choice = Mapping[Matrix, Option]
 
 
 def plan_compact(
@@ -206,7 +205,7 @@ def _points(
     ]
 
 
-def _bytes(differences: Differences, choice: Mapping[Matrix, Option]) -> Bytes:
+def _bytes(differences: Differences, choice: Choice) -> Bytes:
     rest = differences.rest  # norms and the like: as many in every choice
     return Bytes(
         rest + sum(option.stored for option in choice.values()),

@@ -101,14 +101,23 @@ class Trial:
 
         found = []
         for first in range(0, len(variants), _BESIDE):
-
-            def tell(what: str, done: int, total: int, new: int, first: int = first) -> None:
-                count = min(_BESIDE, len(variants) - first)
-                progress(what, first * total + count * done, len(variants) * total, new)
-
             beside = variants[first : first + _BESIDE]
+            tell = _PartOf(progress, first, len(beside), len(variants))
             found += [split(losses) for losses in measure(self.chain, beside, documents, tell)]
         return found
+
+
+@dataclass(frozen=True)
+class _PartOf:
+    """What is told of some variants as a part of what all of them take."""
+
+    progress: Progress
+    first: int
+    count: int
+    all: int
+
+    def __call__(self, what: str, done: int, total: int, new: int) -> None:
+        self.progress(what, self.first * total + self.count * done, self.all * total, new)
 
 
 def make_trial(chain: RunnableChain, texts: Sequence[Text], tokenizer: Any) -> Trial:

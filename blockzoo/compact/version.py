@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from blockzoo.compact.unmerge import adapter_of, is_adapter
-from blockzoo.compact.weights import is_weights, named_tensors
+from blockzoo.compact.weights import is_weights
 from blockzoo.equivalence.swap import swapped
 from blockzoo.errors import BlockzooError, NotFoundError
 from blockzoo.formats.safetensors import header
@@ -68,10 +68,7 @@ def _keep_blocks(session: Session, point: Point) -> None:
         session.rely("blocks", swap.by)
         for ref in block.tensors.values():
             session.rely("tensors", ref.digest)
-    for block in point.laid.blocks.values():
-        for ref in block.tensors.values():
-            session.rely("tensors", ref.digest)
-        session.block(block)
+    point.laid.keep(session)
 
 
 def _commit(session: Session) -> None:
@@ -92,7 +89,7 @@ def compact_model(zoo: Zoo, session: Session, exact: Model, point: Point) -> Mod
     base = point.laid.swaps[0].donor
     if is_adapter(zoo, exact, zoo.model(base), point.laid):
         return adapter_of(zoo, session, exact, base, point.laid, point.record.digest)
-    tensors = named_tensors(exact, zoo.blocks_of(exact))
+    tensors = exact.tensors(zoo.blocks_of(exact))
     begin = header(tensors)
     size = sum(ref.nbytes for ref in tensors.values())
     files = [recipe for recipe in exact.files if not is_weights(recipe)]

@@ -6,7 +6,7 @@ is, so the file is the same each time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,6 @@ from blockzoo.execution.tensors import TORCH_DTYPES, to_torch
 from blockzoo.formats.safetensors import parse_header
 from blockzoo.records import Block, Model, Recipe
 from blockzoo.store.objects import Objects
-from blockzoo.tensors import TensorRef
 
 
 def is_weights(recipe: Recipe) -> bool:
@@ -25,15 +24,6 @@ def is_weights(recipe: Recipe) -> bool:
     return recipe.path.endswith(".index.json") or any(
         part.source in ("tensor", "chain") for part in recipe.parts
     )
-
-
-def named_tensors(model: Model, blocks: Mapping[str, Block]) -> dict[str, TensorRef]:
-    """The tensors of a chain's own blocks by transformers' names, in the chain's order."""
-    return {
-        f"{hop.prefix}{local}": ref
-        for hop in model.chain
-        for local, ref in blocks[hop.block].tensors.items()
-    }
 
 
 def chain_bytes(objects: Objects, model: Model, header: bytes) -> Iterator[memoryview]:
@@ -54,7 +44,7 @@ def chain_bytes(objects: Objects, model: Model, header: bytes) -> Iterator[memor
         changes.
     """
     blocks = {d: objects.block(d) for hop in model.chain for d in (hop.block, *hop.adapters)}
-    whole = named_tensors(model, blocks)
+    whole = model.tensors(blocks)
     parts: dict[str, _Part] = {}
     changed: set[str] = set()
     for hop in model.chain:

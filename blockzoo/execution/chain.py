@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from blockzoo.errors import UnservableError, UsageError
-from blockzoo.execution.binding import Binding
 from blockzoo.execution.compile import Compiled, compile_chain
 from blockzoo.execution.context import Context
 from blockzoo.execution.executor import EXECUTORS, Executors
@@ -103,17 +102,11 @@ class RunnableChain:
 
     def refs(self) -> Iterator[TensorRef]:
         """Every tensor that a call uses, adapters' too; one may come up more than once."""
-        for binding in self._bindings():
+        for _, _, binding in self._compiled.parts():
             yield from binding.refs()
         prefix = self._compiled.virtual
         if prefix is not None:
             yield from prefix.refs()
-
-    def _bindings(self) -> Iterator[Binding]:
-        yield self._compiled.embedding
-        for hop in self._compiled.hops:
-            yield hop.binding
-        yield self._compiled.head
 
     def new_cache(self) -> Any:
         """An empty cache, transformers' `DynamicCache` with the layers this model needs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -74,6 +74,13 @@ class Compiled:
     max_positions: int | None = None
     virtual: VirtualTokens | None = None
 
+    def parts(self) -> Iterator[tuple[Executor, int, Binding]]:
+        """Each hop's executor, depth (-1 at both ends) and binding, in order."""
+        yield self.backbone, -1, self.embedding
+        for hop in self.hops:
+            yield hop.executor, hop.depth, hop.binding
+        yield self.tail, -1, self.head
+
 
 def compile_chain(
     model: Model, blocks: Mapping[str, Block], layers: int, executors: Executors
@@ -96,7 +103,7 @@ def compile_chain(
     """
     first, *middle, last = model.chain
     family = family_of(blocks[first.block].spec)
-    named = _named(model, blocks)
+    named = model.bound(blocks)
     types: list[str | None] = []
     hops: list[CompiledHop] = []
     for hop in middle:
@@ -130,17 +137,6 @@ def compile_chain(
     if most is not None and virtual is not None:
         most -= virtual.tokens
     return Compiled(family, backbone, embedding, tuple(hops), tail, head, most, virtual)
-
-
-def _named(model: Model, blocks: Mapping[str, Block]) -> dict[str, TensorRef]:
-    """Every tensor of the chain by its full name, tied ones too."""
-    named = {
-        f"{hop.prefix}{local}": ref
-        for hop in model.chain
-        for local, ref in blocks[hop.block].tensors.items()
-    }
-    tied = {name: named[source] for name, source in model.ties.items() if source in named}
-    return named | tied
 
 
 def _bind(

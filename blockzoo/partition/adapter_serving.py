@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from blockzoo.partition.adapter_config import not_applied
 from blockzoo.partition.checks import FLOATS
-from blockzoo.partition.compact import TYPE, compact_not_served, whole_chain
+from blockzoo.partition.compact import TYPE, compact_not_served
 from blockzoo.partition.family import Family
 from blockzoo.records import Block, Hop, Model
 
@@ -22,7 +22,7 @@ def adapter_not_served(model: Model, blocks: Mapping[str, Block], family: Family
     family : Family
         The base's.
     """
-    base = whole_chain(model, blocks)
+    base = model.bound(blocks)
     for hop in model.chain:
         taken: set[str] = set()
         for digest in hop.adapters:

@@ -19,7 +19,7 @@ from blockzoo.errors import SourceError
 from blockzoo.partition.adapter_shapes import check_module
 from blockzoo.partition.checks import FLOATS
 from blockzoo.partition.family import Family
-from blockzoo.records import Block, Hop, Model
+from blockzoo.records import Block, Hop
 from blockzoo.tensors import TensorRef
 
 TYPE = "compact"
@@ -35,16 +35,6 @@ def run_length(columns: int, bits: int) -> int:
     return -(-columns * bits // (8 * _RUN)) * _RUN
 
 
-def whole_chain(model: Model, blocks: Mapping[str, Block]) -> dict[str, TensorRef]:
-    """Every tensor of a chain's own blocks by its full name, tied ones too."""
-    named = {
-        f"{hop.prefix}{local}": ref
-        for hop in model.chain
-        for local, ref in blocks[hop.block].tensors.items()
-    }
-    return named | {name: named[kept] for name, kept in model.ties.items() if kept in named}
-
-
 def compact_not_served(
     hop: Hop, adapter: Block, base: Mapping[str, TensorRef], family: Family
 ) -> str | None:
@@ -55,7 +45,7 @@ def compact_not_served(
     hop : Hop
     adapter : Block
     base : mapping of str to TensorRef
-        `whole_chain` of the model.
+        `Model.bound`.
     family : Family
         The base's.
     """

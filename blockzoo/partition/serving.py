@@ -13,7 +13,6 @@ from blockzoo.partition.families import family_of_config
 from blockzoo.partition.family import Family
 from blockzoo.partition.names import canonical_names, resolve_ties
 from blockzoo.records import Block, Model
-from blockzoo.tensors import TensorRef
 
 _ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 _ATTENTIONS = ("full_attention", "sliding_attention")
@@ -98,10 +97,7 @@ def _of_rope(values: Mapping[str, Any]) -> str | None:
 def _of_tensors(
     model: Model, blocks: Mapping[str, Block], family: Family, values: Mapping[str, Any]
 ) -> str | None:
-    tensors: dict[str, TensorRef] = {}
-    for hop in model.chain:
-        for name, ref in blocks[hop.block].tensors.items():
-            tensors[hop.prefix + name] = ref
+    tensors = model.tensors(blocks)
     expected = {name for name, _ in _bounded(family, values, len(tensors))}
     ties = resolve_ties(family, values, tensors)
     missing = [n for n in sorted(expected) if n not in tensors and ties.get(n) not in tensors]

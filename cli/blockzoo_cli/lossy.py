@@ -84,11 +84,11 @@ def make_compact(
 
 def _plan(zoo: Zoo, name: str, asked: Asked, what: str, progress: Any) -> CompactPlan:
     given: dict[str, Any] = {"own": asked.own, "grade": asked.grade, "progress": progress}
-    texts = asked.texts or (asked.own,)
+    texts = asked.texts or [path for path in (asked.own,) if path is not None]
     if what == "swap":
-        return zoo.equivalent(name, asked.calibration, texts, **given)  # type: ignore[arg-type]
+        return zoo.equivalent(name, asked.calibration, texts, **given)
     given |= {"base": asked.base, "widths": asked.widths or ()}
-    return zoo.compact(name, asked.calibration, texts, **given)  # type: ignore[arg-type]
+    return zoo.compact(name, asked.calibration, texts, **given)
 
 
 def _confirm(app: App, plan: CompactPlan, asked: Asked) -> None:

@@ -21,7 +21,7 @@ from blockzoo.tensors import bytes_digest, canonical_json
 from blockzoo.zoo import Zoo
 from blockzoo_runtime.assembly.certified import Certified
 from blockzoo_runtime.assembly.menu import Menu, parse_assembly
-from blockzoo_runtime.blocks.needs import bindings, needs_of
+from blockzoo_runtime.blocks.needs import needs_of
 from blockzoo_runtime.blocks.resident import ResidentTensors
 from blockzoo_runtime.dtypes import own_dtype
 from blockzoo_runtime.engine.processors import processing
@@ -158,7 +158,7 @@ class Tenants:
         layout = _layout(full, compiled, dtype)
         whole = any(kind in _LENGTH_IS_HEARD for kind in _rope_types(full))
         virtual = compiled.virtual.tokens if compiled.virtual is not None else 0
-        executors = tuple(id(executor) for executor, _, _ in bindings(compiled))
+        executors = tuple(id(executor) for executor, _, _ in compiled.parts())
         return Tenant(
             digest=model.digest,
             model=model,

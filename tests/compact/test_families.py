@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from blockzoo.compact.differences import Differences, Matrix, find_differences
 from blockzoo.compact.laying import Choice, lay
 from blockzoo.compact.options import Option, options_of
-from blockzoo.compact.weights import chain_bytes, named_tensors
+from blockzoo.compact.weights import chain_bytes
 from blockzoo.equivalence.swap import swapped
 from blockzoo.execution.tensors import to_torch
 from blockzoo.formats.safetensors import header
@@ -64,7 +64,7 @@ def test_differences_make_the_tuned_model(name: str, tmp_path: Path) -> None:
     found = find_differences(zoo, model, zoo.model("base"), ("tuned", "base"))
     assert found.matrices
     exact = tiny.load(tmp_path / "tuned")(_IDS).logits
-    tensors = named_tensors(model, zoo.blocks_of(model))
+    tensors = model.tensors(zoo.blocks_of(model))
     begin = header(tensors)
     for what, choice in _choices(zoo, found).items():
         laid = lay(found, choice)

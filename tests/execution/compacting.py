@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,7 +79,7 @@ def compacted(
     """
     made = _Made(read, add, ways, torch.Generator().manual_seed(seed), {}, {})
     hops, blocks = [], {}
-    for hop, (executor, binding) in zip(model.chain, _executors(chain), strict=True):
+    for hop, (executor, _, binding) in zip(model.chain, chain.compiled.parts(), strict=True):
         modules, replaces, tensors = {}, {}, {}
         for slot, bound in binding.parameters.items():
             if not isinstance(bound, TensorRef):
@@ -124,14 +124,6 @@ def keep_compact(
         assert session.commit()
     zoo.refs.set(name, None, tagged(compact), "compact")
     return replace(made, model=compact)
-
-
-def _executors(chain: RunnableChain) -> Iterator[tuple[Any, Any]]:
-    compiled = chain.compiled
-    yield compiled.backbone, compiled.embedding
-    for hop in compiled.hops:
-        yield hop.executor, hop.binding
-    yield compiled.tail, compiled.head
 
 
 @dataclass

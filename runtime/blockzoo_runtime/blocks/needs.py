@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -89,14 +89,6 @@ def resident_bytes(info: TensorInfo, dtype: torch.dtype) -> int:
     return info.elements * dtype.itemsize if floating else info.nbytes
 
 
-def bindings(compiled: Compiled) -> Iterator[tuple[Executor, int, Binding]]:
-    """Each hop's executor, depth in the chain and binding, in order."""
-    yield compiled.backbone, -1, compiled.embedding
-    for hop in compiled.hops:
-        yield hop.executor, hop.depth, hop.binding
-    yield compiled.tail, -1, compiled.head
-
-
 def low_rank(
     executor: Executor, depth: int, path: str, binding: Binding, dtype: torch.dtype
 ) -> LowRank | None:
@@ -111,7 +103,7 @@ def low_rank(
 def needs_of(compiled: Compiled, dtype: torch.dtype, device: torch.device) -> Needs:
     """All that a chain computes with on a device."""
     needs = Needs(dtype)
-    for executor, depth, binding in bindings(compiled):
+    for executor, depth, binding in compiled.parts():
         for source in binding.parameters.values():
             needs.use(source)
         for path, (_, attached) in binding.attachments.items():

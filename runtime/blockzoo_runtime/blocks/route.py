@@ -23,7 +23,7 @@ from blockzoo.execution.fused import Fused
 from blockzoo.tensors import TensorRef
 from blockzoo_runtime.blocks.compact import Difference, Differences
 from blockzoo_runtime.blocks.frame import Frame, Owner
-from blockzoo_runtime.blocks.needs import Key, bindings, low_rank
+from blockzoo_runtime.blocks.needs import Key, low_rank
 from blockzoo_runtime.blocks.nibbles import resident_form
 from blockzoo_runtime.blocks.resident import ResidentTensors
 from blockzoo_runtime.blocks.routed import RoutedLeaf, RoutedLinear, Rows, Run, Update
@@ -67,7 +67,7 @@ class Route:
         self._signatures: dict[tuple[tuple[Owner, ...], int], int] = {}
         self._hops: list[list[tuple[dict[str, Any], Operation]]] = []
         self._slots: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
-        for each in zip(*(bindings(tenant.compiled) for tenant in tenants), strict=True):
+        for each in zip(*(tenant.compiled.parts() for tenant in tenants), strict=True):
             executor, depth, _ = each[0]
             own = [binding for _, _, binding in each]
             self._hops.append(self._operations(executor, depth, own))
