@@ -199,7 +199,7 @@ def _change(session: Session, level: Level, step: Step) -> Change | None:
     try:
         if step.codec not in PACKED:
             return repack.unpack(session, step.tensor)
-        repack.finish(session.objects, step.tensor)
+        repack.finish(session, step.tensor)
         return repack.pack(
             session, step.tensor, codec=step.codec, level=level, reference=step.reference
         )

@@ -16,7 +16,7 @@ from blockzoo.progress import Progress, silent
 from blockzoo.similarity.neighbours import FARTHEST, clusters, fold
 from blockzoo.similarity.sketch import bucket as bucket_of
 from blockzoo.similarity.sketches import Bucket, Sketches
-from blockzoo.store.objects import Objects
+from blockzoo.store.objects import Objects, size_on_disk
 from blockzoo.store.reach import reach, roots
 from blockzoo.tensors import TensorInfo, TensorRef
 
@@ -177,7 +177,7 @@ def _is_packed(objects: Objects, digest: str) -> bool:
 
 def _size(objects: Objects, digest: str) -> int:
     path = objects.find("tensors", digest)
-    return path.stat().st_size if path else 0
+    return size_on_disk(path) if path else 0
 
 
 def _choose(bucket: Bucket, pinned: set[str], alone: bool, level: Level) -> list[_Found]:

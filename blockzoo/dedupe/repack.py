@@ -15,7 +15,7 @@ from blockzoo.codecs import PACKED, raw
 from blockzoo.errors import DamagedError
 from blockzoo.store import durable
 from blockzoo.store.mapping import map_file
-from blockzoo.store.objects import Objects
+from blockzoo.store.objects import Objects, size_on_disk
 from blockzoo.store.session import Session
 
 
@@ -30,8 +30,6 @@ class Change:
         The new file, and where it will stand.
     old : Path
         The file that it replaces.
-    reference : str
-        The digest of the tensor that the new file needs; "" for none.
     before, after : int
         Bytes of the old file and the new.
     """
@@ -40,7 +38,6 @@ class Change:
     staged: Path
     place: Path
     old: Path
-    reference: str
     before: int
     after: int
 
@@ -84,8 +81,8 @@ def pack(session: Session, digest: str, *, codec: str, level: str, reference: st
         return None
     objects.check_packed(digest, memoryview(packed))
     staged, place = session.stage(packed), path.with_name(digest + codec)
-    before = path.stat().st_size
-    return Change(digest, staged, place, path, reference, before, len(packed))
+    before = size_on_disk(path)
+    return Change(digest, staged, place, path, before, len(packed))
 
 
 def unpack(session: Session, digest: str) -> Change | None:
@@ -94,24 +91,22 @@ def unpack(session: Session, digest: str) -> Change | None:
     packed = packed_file(objects, digest)
     if packed is None:
         return None
-    before = packed.stat().st_size
+    before = size_on_disk(packed)
     place = packed.with_name(digest + raw.SUFFIX)
     info, data = objects.tensor(digest)
     staged = session.stage(raw.header(info), data)
-    return Change(digest, staged, place, packed, "", before, raw.size(info))
+    return Change(digest, staged, place, packed, before, raw.size(info))
 
 
 def settle(session: Session, changes: Sequence[Change]) -> None:
     """Bring new files to the disk and their places, and only then delete the old ones.
 
-    A file whose reference has been collected meanwhile is dropped, and the old one stays.
+    Where a reference has been collected meanwhile, the new file goes and the old one stays.
     """
     session.settle([(change.staged, change.place) for change in changes])
     for change in changes:
-        if change.reference and session.objects.find("tensors", change.reference) is None:
-            change.place.unlink()
-        else:
-            change.old.unlink(missing_ok=True)
+        if not session.drop(change.digest, change.old):
+            session.drop(change.digest, change.place)
 
 
 def packed_file(objects: Objects, digest: str) -> Path | None:
@@ -123,7 +118,7 @@ def packed_file(objects: Objects, digest: str) -> Path | None:
     return None
 
 
-def finish(objects: Objects, digest: str) -> int:
+def finish(session: Session, digest: str) -> int:
     """Drop the raw file of a tensor that also stands packed: a run was killed in between.
 
     Returns
@@ -131,17 +126,16 @@ def finish(objects: Objects, digest: str) -> int:
     int
         Bytes freed.
     """
-    packed = packed_file(objects, digest)
+    packed = packed_file(session.objects, digest)
     if packed is None:
         return 0
     plain = packed.with_name(digest + raw.SUFFIX)
     if not plain.exists():
         return 0
     try:
-        objects.check_packed(digest, map_file(packed))
-    except DamagedError:
+        session.objects.check_packed(digest, map_file(packed))
+    except (DamagedError, FileNotFoundError):
         return 0
-    size = plain.stat().st_size
-    plain.unlink()
-    durable.flush_folder(plain.parent)
-    return size
+    durable.flush_folder(plain.parent)  # the packed file's name, before the other goes
+    size = size_on_disk(plain)
+    return size if session.drop(digest, plain) else 0

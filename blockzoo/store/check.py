@@ -11,7 +11,7 @@ from pathlib import Path
 
 from blockzoo.errors import BlockzooError, DamagedError
 from blockzoo.store.layout import OBJECT_FOLDERS
-from blockzoo.store.objects import Object, Objects, restore_trash
+from blockzoo.store.objects import Object, Objects, restore_trash, size_on_disk
 from blockzoo.store.reach import reach
 from blockzoo.store.refs import Refs, parse_entry
 
@@ -76,7 +76,7 @@ def verify(
     """
     restore_trash(store.layout)
     objects = [found for folder in OBJECT_FOLDERS for found in store.all(folder)]
-    sizes = {found: found.path.stat().st_size for found in objects if found.path.exists()}
+    sizes = {found: size_on_disk(found.path) for found in objects}
     total, done = sum(sizes.values()), 0
     damage: dict[tuple[str, str], tuple[str, Path | None]] = {}
 
@@ -85,6 +85,8 @@ def verify(
             store.check(found)
         except DamagedError as error:
             return error.message.split("is damaged: ", 1)[-1] if found.path.exists() else None
+        except FileNotFoundError:
+            return None  # collected, or packed in another way, since it was listed
         except BlockzooError as error:
             return error.message
         return None
@@ -105,7 +107,7 @@ def verify(
                 starts.setdefault(target.digest, set()).add(f"{name}:{tag}")
     reached = reach(store, starts)
     for key in reached.names:
-        if key not in damage and store.find(*key) is None:
+        if key not in damage and store.wait_for(*key) is None:
             damage[key] = "it is missing", None
     for key, error in reached.unread.items():
         damage.setdefault(key, (error.message.split("is damaged: ", 1)[-1], store.find(*key)))

@@ -111,7 +111,10 @@ def plan(store: Objects, refs: Refs, *, older_than: float = YOUNG) -> GcPlan:
         raise error
     garbage, size, young = [], 0, 0
     for candidate in _unreached(store, set(found.names)):
-        status = candidate.path.stat()
+        try:
+            status = candidate.path.stat()
+        except FileNotFoundError:
+            continue  # another collection was faster, or it has just been packed
         if status.st_mtime >= cutoff:
             young += 1
         else:
@@ -161,8 +164,11 @@ def _clear_leftovers(store: Objects) -> None:
     """Delete what killed sessions left under ``tmp/``; none of it is referred to."""
     restore_trash(store.layout)
     for entry in store.layout.tmp.iterdir():
-        old = time.time() - entry.stat().st_mtime > _LEFTOVERS_FROM
-        if entry.name == "locks" or not old:
+        try:
+            changed = entry.stat().st_mtime
+        except FileNotFoundError:
+            continue  # a session that has just ended
+        if entry.name == "locks" or time.time() - changed <= _LEFTOVERS_FROM:
             continue
         if entry.is_dir() and not alive(entry):
             shutil.rmtree(entry, ignore_errors=True)

@@ -44,6 +44,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEPT_REFERENCES = 128 << 20  # bytes of references, packed themselves, that stay decoded
 _KEPT_GROUPINGS = 4
 _PIECE = 1 << 20  # bytes of a raw tensor
+_PATIENCE = (0.0, 0.02, 0.1)  # seconds between looks at what others are just changing
 _Stamp = tuple[int, int, int]
 LARGEST_COMPRESSED = 64 << 20  # bytes; larger files are kept as they are
 
@@ -78,7 +79,7 @@ class Objects:
         if not _DIGEST.fullmatch(digest):
             raise DamagedError(f"{digest!r} is not a digest")
         stem = f"{self.layout.shard(folder, digest)}{os.sep}{digest}"
-        for suffix in SUFFIXES[folder]:
+        for suffix in 2 * SUFFIXES[folder]:  # twice: one kind may take another's place meanwhile
             if os.path.exists(stem + suffix):  # a string: many are looked for
                 return Path(stem + suffix)
         return None
@@ -126,20 +127,17 @@ class Objects:
         return info, (data[i : i + _PIECE] for i in range(0, len(data), _PIECE))
 
     def reference(self, digest: str) -> tuple[TensorInfo, memoryview]:
-        """A tensor that others are kept as differences from; it stands on its own.
+        """A tensor that others are kept as differences from; one that is packed stays decoded.
 
         Raises
         ------
         DamagedError
-            Also where it is a difference itself: then references could run in a circle.
+            Also where it comes back to itself, from reference to reference.
         """
         path = self.find("tensors", digest)
         if path is None or path.suffix not in PACKED:
             return self.tensor(digest)
-        if self.describe(path).reference:
-            raise damaged(
-                self.layout, "tensors", digest, "it is a reference, and a difference itself"
-            )
+        self.lineage(digest)
         with self._guard:
             if (known := self._references.get(digest)) is not None:
                 return known
@@ -171,8 +169,35 @@ class Objects:
 
     def reference_of(self, digest: str) -> str:
         """The digest of the tensor that this one is kept as a difference from; "" if none."""
-        path = self.find("tensors", digest)
-        return self.describe(path).reference if path and path.suffix in PACKED else ""
+        while (path := self.find("tensors", digest)) and path.suffix in PACKED:
+            with contextlib.suppress(FileNotFoundError):  # packed otherwise just now: look again
+                return self.describe(path).reference
+        return ""
+
+    def lineage(self, digest: str, *, patient: bool = True) -> list[str]:
+        """The tensors that one is kept as a difference from, the nearest first.
+
+        It is one at most, or a few where several processes were packing at once.
+
+        Parameters
+        ----------
+        patient : bool
+            Look again where they seem to run in a circle: what is seen one after another while
+            others repack may never have been so at once.
+
+        Raises
+        ------
+        DamagedError
+            Where they run in a circle.
+        """
+        for pause in _PATIENCE if patient else (0.0,):
+            found = [digest]
+            while (reference := self.reference_of(found[-1])) and reference not in found:
+                found.append(reference)
+            if not reference:
+                return found[1:]
+            time.sleep(pause)
+        raise damaged(self.layout, "tensors", digest, "its references run in a circle")
 
     def file(self, digest: str) -> memoryview:
         """A stored file's bytes: a view of the mapped file, or of what was decompressed."""
@@ -274,7 +299,7 @@ class Objects:
         decode: Callable[[Path, memoryview], _T],
         check: Callable[[str, _T], bool],
     ) -> _T:
-        path = self.find(folder, digest) or self._wait_for(folder, digest)
+        path = self.find(folder, digest) or self.wait_for(folder, digest)
         if path is None:
             raise damaged(self.layout, folder, digest, "it is missing")
         found = Object(folder, digest, path)
@@ -309,9 +334,9 @@ class Objects:
             raise damaged(self.layout, found.folder, found.digest, "its bytes were changed")
         return value
 
-    def _wait_for(self, folder: str, digest: str) -> Path | None:
-        """A collection puts back what it moved aside and should not have: give it a moment."""
-        for pause in (0.0, 0.02, 0.1):
+    def wait_for(self, folder: str, digest: str) -> Path | None:
+        """As `find`, but patient: whoever moved aside what should stay puts it back at once."""
+        for pause in _PATIENCE:
             restore_trash(self.layout)
             if path := self.find(folder, digest):
                 return path
@@ -375,24 +400,36 @@ def _check_bytes(digest: str, value: memoryview) -> bool:
 
 
 def restore_trash(layout: Layout) -> None:
-    """Put back whatever a collection moved aside and did not live to delete.
+    """Put back whatever a collection or a repacking moved aside and did not live to delete.
 
-    Objects of a collection that is still running are left alone.
+    Objects of one that is still running are left alone.
     """
     from blockzoo.store.session import alive
 
     for trash in layout.tmp.glob("*/trash"):
-        if alive(trash.parent):
-            continue
-        # another process may be doing the same, or clearing the folder away
-        with contextlib.suppress(FileNotFoundError):
-            for moved in list(trash.iterdir()):
-                folder, _, name = moved.name.partition("~")
-                place = layout.shard(folder, name) / name
-                if not place.exists():
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    with contextlib.suppress(FileNotFoundError):
-                        os.replace(moved, place)
+        if not alive(trash.parent):
+            put_back(layout, trash)
+
+
+def put_back(layout: Layout, trash: Path) -> None:
+    """Put what was moved aside into a folder back to its places, where nothing stands."""
+    # another process may be doing the same, or clearing the folder away
+    with contextlib.suppress(FileNotFoundError):
+        for moved in list(trash.iterdir()):
+            folder, _, name = moved.name.partition("~")
+            place = layout.shard(folder, name) / name
+            if not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(moved, place)
+
+
+def size_on_disk(path: Path) -> int:
+    """An object file's bytes; 0 where a collection or a repacking has just taken it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -90,15 +90,18 @@ def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:
             _visit_block(objects, result, block, needed)
     for (folder, digest), needed in list(result.names.items()):
         if folder == "tensors":
-            try:
-                reference = objects.reference_of(digest)
-            except DamagedError as error:
-                result.unread[folder, digest] = error
-                continue
-            if reference:
-                result.names.setdefault(("tensors", reference), set()).update(needed)
-                result.references[digest] = reference
+            _visit_references(objects, result, digest, needed)
     return result
+
+
+def _visit_references(objects: Objects, result: Reach, digest: str, names: set[str]) -> None:
+    try:
+        for reference in objects.lineage(digest):
+            result.names.setdefault(("tensors", reference), set()).update(names)
+            result.references[digest] = reference
+            digest = reference
+    except DamagedError as error:
+        result.unread["tensors", digest] = error
 
 
 def _visit(objects: Objects, result: Reach, digest: str, names: set[str]) -> None:

@@ -25,7 +25,7 @@ from blockzoo.records import Block, Model, Part
 from blockzoo.store import durable
 from blockzoo.store.layout import Layout
 from blockzoo.store.mapping import map_file
-from blockzoo.store.objects import LARGEST_COMPRESSED, SUFFIXES, Objects
+from blockzoo.store.objects import LARGEST_COMPRESSED, SUFFIXES, Objects, put_back
 from blockzoo.tensors import TensorInfo, bytes_digest, tensor_digest, tensor_hasher
 
 _CHUNK = 1 << 20  # bytes copied at a time: they stay in the cache while hashed and written
@@ -70,6 +70,7 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        put_back(self.layout, self.folder / "trash")  # what an interrupt left in the air
         self._lock.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -171,6 +172,39 @@ class Session:
             self._used.add((folder, digest))
         self._has(folder, digest)
 
+    def drop(self, digest: str, path: Path) -> bool:
+        """Delete a tensor's file of one kind, if one of another kind stands and can be read.
+
+        Another process may be dropping that one, or what it differs from, at this moment. Each
+        moves its own aside before it looks, so the last to look sees all that has gone, and
+        puts its own back.
+
+        Returns
+        -------
+        bool
+            False where it stays.
+        """
+        trash = self.folder / "trash"  # what a killed session leaves there is put back
+        aside = trash / f"tensors~{path.name}"
+        trash.mkdir(exist_ok=True)
+        try:
+            os.replace(path, aside)
+            if not self._stands(digest):
+                os.replace(aside, path)
+                return False
+            aside.unlink()
+        except FileNotFoundError:
+            pass  # another was faster; or, where locks do nothing, took us for dead
+        return True
+
+    def _stands(self, digest: str) -> bool:
+        """Whether a tensor and all that it differs from are there; they are made young."""
+        try:
+            told = self.objects.lineage(digest, patient=False)  # others wait for what is aside
+            return all(self._touch("tensors", each) for each in (digest, *told))
+        except DamagedError:
+            return False
+
     def inline(self, data: memoryview) -> bool:
         """Whether a literal is short enough to stand in the recipe itself."""
         return len(data) <= _INLINE
@@ -226,8 +260,7 @@ class Session:
         try:
             os.utime(path)
             if path.suffix in PACKED:
-                reference = self.objects.describe(path).reference
-                sound = not reference or self._has(folder, reference)
+                sound = all(self._has(folder, told) for told in self.objects.lineage(digest))
             else:
                 sound = size is None or path.stat().st_size == size
         except DamagedError:
@@ -314,8 +347,10 @@ def alive(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except FileNotFoundError:
-        return False  # it has just ended
+    except PermissionError:
+        return True  # another user's: nobody can tell
+    except (FileNotFoundError, FileExistsError):
+        return False  # it has just ended, with its folder
 
 
 class NameLock:

@@ -17,10 +17,11 @@ import pytest
 
 from blockzoo import Zoo
 from blockzoo.codecs import PACKED
-from blockzoo.dedupe import incoming
+from blockzoo.dedupe import incoming, repack
 from blockzoo.dedupe.choose import choose
 from blockzoo.dedupe.incoming import Incoming
 from blockzoo.dedupe.plan import load
+from blockzoo.dedupe.repack import Change
 from blockzoo.errors import BaseMissingError, DamagedError, UsageError
 from blockzoo.store import durable
 from blockzoo.store.reach import reach, roots
@@ -354,8 +355,86 @@ def test_a_damaged_reference_names_every_dependent(zoo: Zoo, sources: Path, tmp_
     check(zoo, sources, tmp_path / "out")
 
 
-def test_a_packed_reference_is_refused(zoo: Zoo) -> None:
-    """No chain and no circle of references can form, whatever a file says."""
+def _near(zoo: Zoo) -> tuple[str, str, str]:
+    """Three raw tensors that are near one another."""
+    references = reach(zoo.objects, roots(zoo.refs)).references
+    reference = max(set(references.values()), key=list(references.values()).count)
+    a, b = [digest for digest, other in references.items() if other == reference][:2]
+    zoo.undo_dedupe().execute()
+    return a, b, reference
+
+
+def _pack(session: Session, digest: str, reference: str) -> Change:
+    change = repack.pack(session, digest, codec=".delta", level="small", reference=reference)
+    assert change
+    return change
+
+
+def test_differences_that_two_processes_made_of_each_other_keep_one_raw(
+    zoo: Zoo, sources: Path, tmp_path: Path
+) -> None:
+    zoo.dedupe().execute()
+    a, b, _ = _near(zoo)
+    with Session(zoo.objects) as one, Session(zoo.objects) as other:
+        # both are made before either is in its place
+        there, back = _pack(one, a, b), _pack(other, b, a)
+        repack.settle(one, [there])
+        assert zoo.objects.lineage(a) == [b]
+        repack.settle(other, [back])
+    assert zoo.objects.lineage(a) == [b]
+    assert not zoo.objects.lineage(b)
+    with Session(zoo.objects) as session:  # both kinds stand, as after a kill
+        shutil.copy(there.place, tmp_path / "kept")
+        unpacked = repack.unpack(session, a)
+        assert unpacked
+        repack.settle(session, [unpacked])
+        repack.settle(session, [_pack(session, b, a)])
+        shutil.copy(tmp_path / "kept", there.place)
+        assert not repack.finish(session, a), "raw, or there is nothing left to tell them from"
+    check(zoo, sources, tmp_path / "out")
+
+
+def test_a_difference_from_a_difference_is_read_and_kept(
+    zoo: Zoo, sources: Path, tmp_path: Path
+) -> None:
+    """As processes may leave them that packed at the same moment."""
+    zoo.dedupe().execute()
+    a, b, reference = _near(zoo)
+    with Session(zoo.objects) as session:
+        first, second = _pack(session, a, b), _pack(session, b, reference)
+        repack.settle(session, [first])
+        repack.settle(session, [second])
+    assert zoo.objects.lineage(a) == [b, reference]
+    assert zoo.verify().ok
+    needed = reach(zoo.objects, {zoo.resolve(name): {name} for name in zoo.names()}).names
+    assert needed["tensors", a] <= needed["tensors", b] <= needed["tensors", reference]
+    check(zoo, sources, tmp_path / "out")
+
+
+def test_what_an_interrupt_leaves_in_the_air_comes_back(
+    zoo: Zoo, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo.dedupe().execute()
+    a, *_ = _near(zoo)
+    path = zoo.objects.find("tensors", a)
+    assert path
+
+    def interrupted(*_: object, **__: object) -> list[str]:
+        assert not path.exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zoo.objects, "lineage", interrupted)
+    with pytest.raises(KeyboardInterrupt), Session(zoo.objects) as session:
+        session.drop(a, path)
+    assert path.exists()
+    monkeypatch.undo()
+    with Session(zoo.objects) as session:
+        assert not session.drop(a, path), "nothing else holds it"
+    check(zoo, sources, tmp_path / "out")
+
+
+def test_a_circle_of_references_is_refused(zoo: Zoo) -> None:
+    """Whatever a file says."""
     zoo.dedupe().execute()
     references = reach(zoo.objects, roots(zoo.refs)).references
     digest, reference = next(iter(references.items()))
