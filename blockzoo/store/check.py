@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from blockzoo.store.layout import OBJECT_FOLDERS
 from blockzoo.store.objects import Object, Objects, restore_trash, size_on_disk
 from blockzoo.store.reach import reach
 from blockzoo.store.refs import Refs, parse_entry
+
+_MOMENT = 0.1  # seconds in which whoever moved aside what should stay has put it back
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,11 @@ def verify(
             for tag, target in refs.get(name).tags.items():
                 starts.setdefault(target.digest, set()).add(f"{name}:{tag}")
     reached = reach(store, starts)
-    for key in reached.names:
-        if key not in damage and store.wait_for(*key) is None:
+    missing = [key for key in reached.names if key not in damage and store.find(*key) is None]
+    if missing:
+        time.sleep(_MOMENT)
+    for key in missing:
+        if store.find(*key) is None:
             damage[key] = "it is missing", None
     for key, error in reached.unread.items():
         damage.setdefault(key, (error.message.split("is damaged: ", 1)[-1], store.find(*key)))

@@ -299,7 +299,7 @@ class Objects:
         decode: Callable[[Path, memoryview], _T],
         check: Callable[[str, _T], bool],
     ) -> _T:
-        path = self.find(folder, digest) or self.wait_for(folder, digest)
+        path = self.find(folder, digest) or self._wait_for(folder, digest)
         if path is None:
             raise damaged(self.layout, folder, digest, "it is missing")
         found = Object(folder, digest, path)
@@ -334,7 +334,7 @@ class Objects:
             raise damaged(self.layout, found.folder, found.digest, "its bytes were changed")
         return value
 
-    def wait_for(self, folder: str, digest: str) -> Path | None:
+    def _wait_for(self, folder: str, digest: str) -> Path | None:
         """As `find`, but patient: whoever moved aside what should stay puts it back at once."""
         for pause in _PATIENCE:
             restore_trash(self.layout)
