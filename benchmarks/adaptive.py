@@ -35,22 +35,23 @@ import torch
 from blockzoo_runtime import LLM, Sampling
 from blockzoo_runtime.replay import Outcome, quantile, replay
 from blockzoo_runtime.workload import Arrival, Workload
+from family import FULL, SHARED
 
 from blockzoo.execution.texts import read_text
 from blockzoo.explore.table import Column, Table
 from blockzoo.explore.values import format_bytes
 from blockzoo.zoo import Zoo
 
-#: tenants and the text of their own, the most asked for first
-TENANTS = {
-    "math-full": "math",
-    "sql-full": "sql",
-    "sql-then-trec-full": "trec",
-    "novel-lora-merged": "novel",
-    "shakespeare-top3": "shakespeare",
-    "chat-added-tokens": "math",
-    "base": "novel",
-}
+#: the most asked for first
+TENANTS = (
+    "math-full",
+    "sql-full",
+    "sql-then-trec-full",
+    "novel-lora-merged",
+    "shakespeare-top3",
+    "chat-added-tokens",
+    "base",
+)
 LEVELS = ("exact", "at_most:B")
 _PROMPT, _NEW = 48, 24  # tokens
 
@@ -63,7 +64,7 @@ def prepare(zoo: Zoo, shared: Path, tenants: Sequence[str]) -> None:
     for name in tenants:
         if name == "base" or zoo.chains(name):
             continue
-        domain = TENANTS[name]
+        domain = FULL[name]
         began = time.perf_counter()
         domains = dict.fromkeys((domain, "wiki"))
         plan = zoo.compact(
@@ -107,7 +108,7 @@ def load(
     weights = [1 / (place + 1) for place in range(len(names))]
     words = {}
     for name in names:
-        text = read_text(texts / f"{TENANTS[name]}.evaluation.txt")
+        text = read_text(texts / f"{FULL[name]}.evaluation.txt")
         words[name] = [i for ids in text.tokens(zoo.tokenizer(zoo.model(name)), 8000) for i in ids]
     arrivals, at = [], 0.0
     while (at := at + draw.expovariate(rate)) < seconds:
@@ -167,10 +168,9 @@ _COLUMNS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    root = Path(__file__).resolve().parents[1]
-    parser.add_argument("--shared", type=Path, default=root.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--zoo", type=Path, help="keep what is prepared here")
-    parser.add_argument("--tenants", nargs="+", choices=list(TENANTS), default=list(TENANTS))
+    parser.add_argument("--tenants", nargs="+", choices=TENANTS, default=TENANTS)
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import zstandard
+from family import FULL, PARENTS, SHARED
 
 from blockzoo.codecs import delta, planes, rows
 from blockzoo.codecs.grouping import Grouping, groups
@@ -33,15 +33,6 @@ from blockzoo.formats.weights import open_weights
 from blockzoo.tensors import TensorInfo
 
 Tensor = tuple[TensorInfo, memoryview]
-PARENTS = {
-    "math-full": "base",
-    "sql-full": "base",
-    "sql-then-trec-full": "sql-full",
-    "shakespeare-top3": "base",
-    "shakespeare-norms": "base",
-    "novel-lora-merged": "base",
-    "chat-added-tokens": "base",
-}
 LARGE = 100_000  # bytes; entropies of fewer values say little
 BF16 = layout("BF16")
 _LIMITS = {  # raw GB/s on one core
@@ -78,7 +69,7 @@ def xor_planes(values: Words, reference: Words) -> int:
 
 def saving(shared: Path) -> list[dict[str, Any]]:
     """A row for each model: bytes as they are, and by each way to keep what moved."""
-    models = {name: tensors(shared / "family" / name) for name in {"base", *PARENTS}}
+    models = {name: tensors(shared / "family" / name) for name in FULL}
     result = []
     for name, parent in PARENTS.items():
         row: dict[str, Any] = dict.fromkeys(("raw", "same", "moved", "xor", "fast", "small"), 0)
@@ -254,8 +245,7 @@ def print_profile(rounds: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).resolve().parents[2] / "shared"
-    parser.add_argument("--shared", type=Path, default=os.environ.get("BLOCKZOO_SHARED", default))
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

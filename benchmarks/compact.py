@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from blockzoo_runtime import LLM
+from family import ADAPTERS, FULL, ROOT, SHARED
 
 from blockzoo.compact.differences import Differences, find_differences
 from blockzoo.compact.laying import variant
@@ -43,23 +44,9 @@ from blockzoo.explore.table import Column, Table
 from blockzoo.tensors import TensorRef
 from blockzoo.zoo import Zoo
 
-FULL = {
-    "math-full": "math",
-    "sql-full": "sql",
-    "sql-then-trec-full": "trec",
-    "novel-lora-merged": "novel",
-    "shakespeare-top3": "shakespeare",
-    "chat-added-tokens": "math",
-}
-OTHERS = {"base": "novel", "shakespeare-norms": "shakespeare"}
-ADAPTERS = {
-    "code-lora-qv": "code",
-    "sentiment-lora-all": "sentiment",
-    "trec-dora": "trec",
-    "sentiment-ia3": "sentiment",
-    "trec-prefix": "trec",
-}
-TENANTS = OTHERS | FULL | ADAPTERS
+OTHERS = {name: FULL[name] for name in ("base", "shakespeare-norms")}  # nothing to make smaller
+COMPACTED = {name: domain for name, domain in FULL.items() if name not in OTHERS}
+TENANTS = OTHERS | COMPACTED | ADAPTERS
 LEVELS = ("exact", "A", "B", "C")
 _NEW = 48  # tokens of a request
 _ROUNDS = 5
@@ -121,7 +108,7 @@ def frontiers(zoo: Zoo, texts: Path, plans: dict[str, CompactPlan]) -> list[dict
             for _, values in methods.values()
         ]
         chains += [variant(zoo, found, point.laid) for point in plan.points]
-        text = read_text(texts / f"{FULL[name]}.evaluation.txt")
+        text = read_text(texts / f"{COMPACTED[name]}.evaluation.txt")
         documents = text.tokens(zoo.tokenizer(model), 6000)
         losses = measure(zoo.chain(model), chains, documents)
         exact = {"model": name, "method": "exact", **plan.exact.to_json(), "kl": 0.0, "top1": 1.0}
@@ -185,7 +172,11 @@ def family(paths: dict[str, Path], texts: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     llms = {grade: LLM(path, dtype="bfloat16", device="cpu") for grade, path in paths.items()}
     prompts = {name: _prompt(texts, domain) for name, domain in TENANTS.items()}
-    batches = {"all tenants": list(TENANTS), "full fine-tunes": list(FULL), "alone": ["math-full"]}
+    batches = {
+        "all tenants": list(TENANTS),
+        "full fine-tunes": list(COMPACTED),
+        "alone": ["math-full"],
+    }
     for grade, llm in llms.items():
         for name in TENANTS:
             llm.load(name)
@@ -289,11 +280,10 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    root = Path(__file__).resolve().parents[1]
-    parser.add_argument("--shared", type=Path, default=root.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--zoo", type=Path)
     parser.add_argument("--only", choices=["frontier", "family"])
-    parser.add_argument("--out", type=Path, default=root / "benchmarks/results/compact.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/compact.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
     data: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
@@ -304,7 +294,7 @@ def main() -> None:
         plans = make_plans(zoo, texts, work / "plans")
         if given.only != "family":
             data["frontier"] = frontiers(zoo, texts, plans)
-            draw(data["frontier"], root / "docs/pictures")
+            draw(data["frontier"], ROOT / "docs/pictures")
         if given.only != "frontier":
             paths = {grade: level(zoo, grade, plans, work) for grade in LEVELS}
             data["family"] = family(paths, texts)
@@ -329,7 +319,7 @@ def ready(path: Path, source: Path) -> Zoo:
     """The family in a zoo."""
     zoo = Zoo(path)
     if "trec-prefix" not in zoo.names():
-        zoo.ingest_all([source / name for name in (*OTHERS, *FULL)])
+        zoo.ingest_all([source / name for name in FULL])
         for name in ADAPTERS:
             zoo.ingest(source / name, name=name, base="base")
     return zoo
@@ -339,7 +329,7 @@ def make_plans(zoo: Zoo, texts: Path, folder: Path) -> dict[str, CompactPlan]:
     """A plan for each full fine-tune, down to grade C."""
     folder.mkdir(exist_ok=True)
     plans = {}
-    for name, domain in FULL.items():
+    for name, domain in COMPACTED.items():
         began = time.perf_counter()
         kept = folder / f"{name}.pickle"
         if kept.exists():

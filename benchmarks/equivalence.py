@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from family import FULL, ROOT, SHARED
 from scipy.stats import spearmanr
 
 from blockzoo.equivalence.grade import GRADES
@@ -36,17 +37,6 @@ from blockzoo.explore.compare import similarity
 from blockzoo.explore.table import Column, Table
 from blockzoo.zoo import Zoo
 
-#: the full models, and the domain of each
-MODELS = {
-    "base": "novel",
-    "math-full": "math",
-    "sql-full": "sql",
-    "sql-then-trec-full": "trec",
-    "shakespeare-top3": "shakespeare",
-    "shakespeare-norms": "shakespeare",
-    "novel-lora-merged": "novel",
-    "chat-added-tokens": "math",
-}
 #: key in the rows, what it is called, and its thresholds
 MEASURES = {
     "sketch": ("weights, largest tensor, from sketches", (0.03, 0.05, 0.1)),
@@ -61,11 +51,10 @@ MEASURES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    root = Path(__file__).resolve().parents[1]
-    parser.add_argument("--shared", type=Path, default=root.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--tokens", type=int, default=1000, help="of each text")
-    parser.add_argument("--out", type=Path, default=root / "benchmarks/results/equivalence.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/equivalence.json")
     given = parser.parse_args()
     tokens = given.tokens // 2 if given.quick else given.tokens
     torch.set_num_threads(1)
@@ -73,11 +62,11 @@ def main() -> None:
     rows = [row for row in rows if row["tokens"] == tokens]
     with tempfile.TemporaryDirectory() as folder:
         zoo = Zoo(Path(folder) / "zoo")
-        for name in MODELS:
+        for name in FULL:
             zoo.ingest(given.shared / "family" / name, name=name)
         known = {(row["receiver"], row["donor"]) for row in rows}
-        for receiver in MODELS:
-            for donor in ["base"] if given.quick else MODELS:
+        for receiver in FULL:
+            for donor in ["base"] if given.quick else FULL:
                 if receiver == donor or (receiver, donor) in known:
                     continue
                 began = time.perf_counter()
@@ -93,7 +82,7 @@ def main() -> None:
 
 def compare(zoo: Zoo, receiver: str, donor: str, texts: Path, tokens: int) -> list[dict[str, Any]]:
     """One row a hop at which the two models' blocks differ and can be swapped."""
-    domain = MODELS[receiver]
+    domain = FULL[receiver]
     calibration = texts / f"{domain}.calibration.txt"
     told = similarity(zoo, receiver, donor, calibration, tokens=4 * tokens)
     by_hop = {row["hop"]: row for row in told.table}

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from family import FULL, ROOT, SHARED
 from scipy.stats import beta
 
 from blockzoo.equivalence.evidence import Evidence, evaluate
@@ -38,12 +39,8 @@ from blockzoo.tensors import TensorRef
 from blockzoo.zoo import Zoo
 
 #: the receiving models, and the domain of each
-MODELS = {
-    "small": "novel",
-    "sql-full": "sql",
-    "math-full": "math",
-    "shakespeare-top3": "shakespeare",
-    "sql-then-trec-full": "trec",
+MODELS = {"small": "novel"} | {
+    name: FULL[name] for name in ("sql-full", "math-full", "shakespeare-top3", "sql-then-trec-full")
 }
 KINDS = ("noise", "one projection", "rounding")
 _BATCH = 10  # pairs of one model that are measured together
@@ -77,11 +74,10 @@ class Disturbed:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    root = Path(__file__).resolve().parents[1]
-    parser.add_argument("--shared", type=Path, default=root.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--pairs", type=int, default=500)
     parser.add_argument("--tokens", type=int, default=3000, help="of each text")
-    parser.add_argument("--out", type=Path, default=root / "benchmarks/results/false_accepts.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/false_accepts.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
     source = code_version()["source"]

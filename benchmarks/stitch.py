@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from blockzoo_runtime import LLM
+from family import ROOT, SHARED
 
 from blockzoo.equivalence.stitch_fit import Settings
 from blockzoo.zoo import Zoo
@@ -35,11 +36,10 @@ NEW_TOKENS = 32
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    root = Path(__file__).resolve().parents[1]
-    parser.add_argument("--shared", type=Path, default=root.parent / "shared")
+    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--steps", type=int, default=200, help="of distillation")
     parser.add_argument("--tokens", type=int, default=2000, help="of each evaluation text")
-    parser.add_argument("--out", type=Path, default=root / "benchmarks/results/stitch.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/stitch.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
     texts = given.shared / "texts"

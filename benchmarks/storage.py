@@ -32,19 +32,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from family import FULL, SHARED
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("BLOCKZOO_SHARED", ROOT.parent / "shared"))
-FULL = (
-    "base",
-    "math-full",
-    "sql-full",
-    "sql-then-trec-full",
-    "shakespeare-top3",
-    "shakespeare-norms",
-    "novel-lora-merged",
-    "chat-added-tokens",
-)
 MOVED = {"moved 0.1%": 0.001, "moved 1%": 0.01, "moved 3%": 0.03}
 
 
