@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,12 +22,14 @@ from blockzoo.execution.packing import WIDTHS
 from blockzoo.execution.tensors import to_torch
 from blockzoo.execution.texts import read_texts
 from blockzoo.progress import Progress, silent
+from blockzoo.store.collect import YOUNG
 from blockzoo.store.session import Session
 
 if TYPE_CHECKING:
     from blockzoo.zoo import Zoo
 
 _POINTS = 9  # of a frontier that are measured at first
+_TOUCHED = YOUNG / 4  # seconds between touches of what is written and has no name yet
 _REFINED = 3  # times that the middle is measured between what holds a grade and what does not
 #: what is foretold to lose less is as good as exact, and what loses more is left out
 _LOSSES = (1e-5, 1.5 * GRADES[-1].kl)
@@ -87,32 +90,34 @@ def plan_compact(
     trial = make_trial(zoo.chain(tuned), chosen_on, zoo.tokenizer(tuned))
     check_apart(zoo, tuned, chosen_on, text, own, tokens)
     with Session(zoo.objects) as session:
+        progress = _touching(session, progress)
         options = _options(zoo, session, differences, trial, widths, progress)
-        if not session.commit():
-            raise BlockzooError("the zoo was collected meanwhile", hint="run it again")
-    low = _all_low(options)
-    if not widths and not low:
-        some = sum(any(o.method == "lowrank" for o in each) for each in options.values())
-        raise BlockzooError(
-            f"{name} is no low-rank update of {base}: {some} of the {len(options)} matrices that "
-            "differ are",
-            hint="without --low-rank, differences are kept in codes",
+        _commit(session)
+        low = _all_low(options)
+        if not widths and not low:
+            some = sum(any(o.method == "lowrank" for o in each) for each in options.values())
+            raise BlockzooError(
+                f"{name} is no low-rank update of {base}: {some} of the {len(options)} matrices "
+                "that differ are",
+                hint="without --low-rank, differences are kept in codes",
+            )
+        choices: list[Choice] = []
+        picked: list[int] = []
+        if widths:
+            losses = _foretold(zoo, differences, trial, options, progress)
+            choices, picked = _frontier(options, losses)
+        if low:
+            choices, picked = [low, *choices], [0, *(i + 1 for i in picked)]
+
+        def measured(numbers: Sequence[int]) -> list[Point]:
+            return _points(zoo, differences, trial, [choices[i] for i in numbers], progress)
+
+        points = refine(measured, picked, grade)
+        certified = certify_points(
+            zoo, name, points, grade, text, own, calibration, tokens, progress
         )
-    choices: list[Choice] = []
-    picked: list[int] = []
-    if widths:
-        losses = _foretold(zoo, differences, trial, options, progress)
-        choices, picked = _frontier(options, losses)
-    if low:
-        choices, picked = [low, *choices], [0, *(i + 1 for i in picked)]
-
-    def measured(numbers: Sequence[int]) -> list[Point]:
-        return _points(zoo, differences, trial, [choices[i] for i in numbers], progress)
-
-    points = refine(measured, picked, grade)
-    certified = certify_points(zoo, name, points, grade, text, own, calibration, tokens, progress)
-    exact = _bytes(differences, {matrix: some[-1] for matrix, some in options.items()})
-    return CompactPlan(zoo, name, base, tuned.digest, exact, tuple(certified), grade)
+        exact = _bytes(differences, {matrix: some[-1] for matrix, some in options.items()})
+        return CompactPlan(zoo, name, base, tuned.digest, exact, tuple(certified), grade)
 
 
 def find_root(zoo: Zoo, name: str, progress: Progress = silent) -> str:
@@ -133,6 +138,25 @@ def find_root(zoo: Zoo, name: str, progress: Progress = silent) -> str:
             hint="name its base with --base",
         )
     return lineage.members[digest].name
+
+
+def _touching(session: Session, progress: Progress) -> Progress:
+    """As `progress`, and a session's objects stay young: nothing refers to them for hours yet."""
+    touched = time.monotonic()
+
+    def told(what: str, done: int, total: int, new: int) -> None:
+        nonlocal touched
+        if time.monotonic() - touched >= _TOUCHED:
+            touched = time.monotonic()
+            _commit(session)
+        progress(what, done, total, new)
+
+    return told
+
+
+def _commit(session: Session) -> None:
+    if not session.commit():
+        raise BlockzooError("the zoo was collected meanwhile", hint="run it again")
 
 
 def _options(

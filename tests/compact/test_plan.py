@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from blockzoo.compact import trial
+from blockzoo.compact import planner, trial
 from blockzoo.compact.plan import CompactPlan
-from blockzoo.errors import BlockzooError, NotFoundError, SourceError, UsageError
+from blockzoo.errors import BlockzooError, LockedError, NotFoundError, SourceError, UsageError
+from blockzoo.records import Model
+from blockzoo.store.refs import tagged
+from blockzoo.store.session import Session
 from blockzoo.zoo import Zoo
 from tests.planted import Tensors, variant
 from tests.zoos import hashes
@@ -223,3 +227,49 @@ def test_what_makes_no_sense_is_refused_in_words(zoo: Zoo, files: Files, tmp_pat
         zoo.equivalent("tuned", files["calibration"], files["plain"])
     with pytest.raises(NotFoundError, match="no model is named"):  # a digest cannot move
         zoo.revert(zoo.resolve("tuned"))
+
+
+def test_nothing_is_collected_that_a_plan_in_the_making_needs(
+    zoo: Zoo, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take hours, and nothing refers to its codes before it is executed."""
+    seen = set()
+
+    def collect(what: str, *_: int) -> None:
+        seen.add(what)
+        with pytest.raises(LockedError):
+            zoo.gc(older_than=0)
+        assert not zoo.gc().objects
+        for path in zoo.path.glob("tensors/*/*"):
+            os.utime(path, (1, 1))  # … which was long ago
+
+    monkeypatch.setattr(planner, "_TOUCHED", 0.0)
+    assert _plan(zoo, "tuned", files, base="base", grade="C", progress=collect).chosen
+    assert {"round", "tokens"} <= seen
+
+
+def test_going_back_leaves_alone_what_has_just_come_in(
+    zoo: Zoo, files: Files, family: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ingest, or whatever else, moves the name while what it goes back to is touched."""
+    plan = _plan(zoo, "tuned", files, base="base", grade="C")
+    rely_on = Zoo.rely_on
+
+    def moves(name: str) -> None:
+        def rely(zoo: Zoo, session: Session, model: Model) -> None:
+            rely_on(zoo, session, model)
+            Zoo(zoo.path).refs.set("tuned", None, tagged(zoo.model(name)), "ingest")
+
+        monkeypatch.setattr(Zoo, "rely_on", rely)
+
+    moves("near")
+    with pytest.raises(BlockzooError, match="was changed since"):
+        plan.execute()
+    assert zoo.resolve("tuned") == zoo.resolve("near")
+    monkeypatch.undo()
+    zoo.tag(plan.digest, "tuned")
+    plan.execute()
+    moves("other")
+    with pytest.raises(BlockzooError, match="was changed meanwhile"):
+        zoo.revert("tuned")
+    assert zoo.resolve("tuned") == zoo.resolve("other")
