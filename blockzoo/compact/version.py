@@ -38,9 +38,7 @@ def keep_version(zoo: Zoo, name: str, digest: str, points: Sequence[Point], *, b
     with NameLock(zoo.objects.layout, short), Session(zoo.objects) as session:
         # a version needs a name to move; beside it, a digest will do
         if (zoo.resolve(name) if beside else zoo.refs.find(name).digest) != digest:
-            raise BlockzooError(
-                f"{name} was changed since the plan was made", hint="make the plan again"
-            )
+            raise _changed(name)
         exact = zoo.model(digest)
         zoo.rely_on(session, exact)
         for point in points:
@@ -54,9 +52,9 @@ def keep_version(zoo: Zoo, name: str, digest: str, points: Sequence[Point], *, b
         model = compact_model(zoo, session, exact, points[0])
         session.model(model)
         _commit(session)
-        zoo.refs.set(
-            short, tag, tagged(model, points[0].bytes.stored), "compact", records[0].digest
-        )
+        target = tagged(model, points[0].bytes.stored)
+        if not zoo.refs.set(short, tag, target, "compact", records[0].digest, instead_of=digest):
+            raise _changed(name)
     return model.digest
 
 
@@ -74,6 +72,10 @@ def _keep_blocks(session: Session, point: Point) -> None:
 def _commit(session: Session) -> None:
     if not session.commit():
         raise _collected()
+
+
+def _changed(name: str) -> BlockzooError:
+    return BlockzooError(f"{name} was changed since the plan was made", hint="make the plan again")
 
 
 def _collected() -> BlockzooError:
@@ -122,8 +124,10 @@ def revert(zoo: Zoo, name: str) -> str:
             exact = zoo.objects.model(digest)
             zoo.rely_on(session, exact)
             if session.commit():
-                zoo.refs.set(short, tag, tagged(exact), "revert", now.digest)
-                return digest
+                target = tagged(exact)
+                if zoo.refs.set(short, tag, target, "revert", now.digest, instead_of=now.digest):
+                    return digest
+                raise BlockzooError(f"{name} was changed meanwhile", hint="look, and run it again")
     raise NotFoundError(
         f"the exact version of {name}, {digest[:12]}, has been collected",
         hint="ingest it again from its source",

@@ -174,16 +174,33 @@ class Refs:
         return [event for event in events if event]
 
     def set(
-        self, name: str, tag: str | None, target: Tagged, action: str, source: str = ""
-    ) -> None:
-        """Point a tag at a model; ``latest`` moves along when a model comes in under a tag."""
+        self,
+        name: str,
+        tag: str | None,
+        target: Tagged,
+        action: str,
+        source: str = "",
+        *,
+        instead_of: str = "",
+    ) -> bool:
+        """Point a tag at a model; ``latest`` moves along when a model comes in under a tag.
 
-        def change(ref: Ref) -> tuple[dict[str, Tagged], Event]:
+        Returns
+        -------
+        bool
+            False, with nothing changed, where the tag does not point to `instead_of` (any more),
+            a model's digest, if that is given.
+        """
+
+        def change(ref: Ref) -> tuple[dict[str, Tagged], Event] | None:
+            now = ref.tags.get(tag or LATEST)
+            if instead_of and (now is None or now.digest != instead_of):
+                return None
             latest = target if action in _COMES_IN else ref.tags.get(LATEST, target)
             tags = {**ref.tags, LATEST: latest, (tag or LATEST): target}
             return tags, Event(action, tag or LATEST, target.digest, target.time, source)
 
-        self._append(name, change)
+        return self._append(name, change)
 
     def swap(self, name: str, old: str, target: Tagged, action: str, source: str = "") -> bool:
         """Let the tags that point to `old`, a model's digest, point to another model; no others.
