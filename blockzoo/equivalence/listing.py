@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from blockzoo.equivalence.record import Equivalence
-from blockzoo.errors import UsageError
+from blockzoo.errors import DamagedError, UsageError
 from blockzoo.explore.table import Column, Table
 from blockzoo.store.reach import first_names
 
@@ -37,7 +37,12 @@ def equivalences(zoo: Zoo, name: str | None = None) -> Table:
     names = first_names(zoo.refs)
     rows = []
     for found in zoo.objects.all("equivalences"):
-        record = Equivalence.from_json(zoo.objects.equivalence(found.digest))
+        try:
+            record = Equivalence.from_json(zoo.objects.equivalence(found.digest))
+        except DamagedError:
+            if zoo.objects.find("equivalences", found.digest) is None:
+                continue  # collected since it was listed
+            raise
         if wanted in (None, record.model) or found.digest == evidence:
             rows.append(_row(zoo, record, names))
     rows.sort(key=lambda row: (row["model"], row["swaps"], row["equivalence"]))

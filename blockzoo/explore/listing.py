@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,7 +147,9 @@ def _stored_bytes(root: Path) -> int:
     for folder, folders, files in os.walk(root):
         if Path(folder) == root:
             folders[:] = [name for name in folders if name not in ("cache", "tmp")]
-        total += sum(os.lstat(os.path.join(folder, file)).st_size for file in files)
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # collected, or packed, just now
+                total += os.lstat(os.path.join(folder, file)).st_size
     return total
 
 

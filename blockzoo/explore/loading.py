@@ -44,10 +44,14 @@ def loading(objects: Objects, refs: Iterable[TensorRef]) -> Loading:
         seen.add(digest)
         if path is None:
             continue
-        size = path.stat().st_size
+        try:
+            size = path.stat().st_size
+            packed = objects.describe(path) if path.suffix in PACKED else None
+        except FileNotFoundError:
+            waiting.add(digest)  # kept in another way just now: look again
+            continue
         read += size
-        if path.suffix in PACKED:
-            packed = objects.describe(path)
+        if packed is not None:
             decoded += packed.info.nbytes
             if packed.reference and packed.reference not in seen:
                 waiting.add(packed.reference)

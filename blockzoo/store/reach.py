@@ -79,7 +79,8 @@ def reach(objects: Objects, starts: Mapping[str, Iterable[str]]) -> Reach:
         try:
             found = objects.equivalence(record.digest)
         except DamagedError:
-            result.names[key] = set()  # whatever it was of: in doubt it stays
+            if objects.find(*key):  # else it was collected since it was listed
+                result.names[key] = set()  # whatever it was of: in doubt it stays
             continue
         of = ("models", found["model"])
         if of not in result.names and key not in result.names:

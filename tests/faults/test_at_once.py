@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from blockzoo import Zoo
 from blockzoo.errors import LockedError
+from blockzoo.store.objects import Object, Objects
 from blockzoo.store.session import NameLock
 from tests.zoos import checkpoint, hashes, run, start
 
@@ -47,6 +49,7 @@ _WORK = {
     "pack some": "zoo.dedupe(level='fast', only=['model3', 'model5']).execute()",
     "unpack": "zoo.undo_dedupe().execute()",
     "verify": "assert zoo.verify().ok",
+    "list": "zoo.models(); zoo.blocks(); zoo.stats(); zoo['model0']",
 }
 
 _FLOCK_OFF = "import fcntl; fcntl.flock = fcntl.lockf = lambda *_: None\n"
@@ -174,3 +177,22 @@ def test_a_long_ingest_keeps_what_it_used_at_its_start(sources: Path, tmp_path: 
             os.utime(path, (1, 1))  # … which is long ago by now
         assert session.commit()
         assert not zoo.gc().objects
+
+
+def test_a_record_that_is_collected_while_records_are_read_stops_nobody(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.ingest(sources / "model0")
+    listed = Objects.all
+
+    def listed_before(objects: Objects, folder: str) -> Iterator[Object]:
+        yield from listed(objects, folder)
+        if folder == "equivalences":
+            gone = "0" * 64
+            yield Object(folder, gone, objects.layout.shard(folder, gone) / f"{gone}.json")
+
+    monkeypatch.setattr(Objects, "all", listed_before)
+    zoo.tag("model0", "model0:v1")
+    assert not zoo.equivalences().rows and zoo.verify().ok
+    assert not zoo.gc(older_than=0).objects
