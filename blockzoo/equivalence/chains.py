@@ -2,7 +2,8 @@
 
 Whoever serves models asks at each request, so what was read once is not read again: a record
 never changes, and only folders that did are listed anew. A record that is added meanwhile is
-seen the next time somebody asks. Nothing here imports torch.
+seen the next time somebody asks; one that cannot be read keeps no other from counting. Nothing
+here imports torch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ from blockzoo.equivalence.grade import GRADES, Verdict
 from blockzoo.equivalence.listing import missing
 from blockzoo.equivalence.record import Equivalence
 from blockzoo.equivalence.swap import Swap, swapped
-from blockzoo.errors import UsageError
+from blockzoo.errors import DamagedError, UsageError
 from blockzoo.explore.values import SHORT_DIGEST
 from blockzoo.records import Model
 
@@ -85,6 +87,7 @@ class Certificates:
         self._root = str(zoo.objects.layout.root / "equivalences")
         self._listed: dict[str, tuple[int, frozenset[str]]] = {}  # by folder: its time, records
         self._records: dict[str, Equivalence] = {}
+        self._unread: set[str] = set()  # records that were passed over, and warned of
         self._made: dict[tuple[str, bool], list[CertifiedChain]] = {}
 
     def chains(self, model: str, at_most: str, *, any_text: bool = False) -> list[CertifiedChain]:
@@ -111,6 +114,8 @@ class Certificates:
         now = time.time_ns()
         listed = {}
         for folder in os.scandir(self._root) if os.path.isdir(self._root) else ():
+            if not folder.is_dir():
+                continue  # a stray file
             changed = folder.stat().st_mtime_ns
             before = self._listed.get(folder.name)
             if before is None or before[0] != changed or changed > now - _UNSURE:
@@ -123,11 +128,29 @@ class Certificates:
         self._listed = listed
         there = frozenset[str]().union(*(digests for _, digests in listed.values()))
         if there != self._records.keys():
-            objects = self._zoo.objects
-            for digest in there - self._records.keys():
-                self._records[digest] = Equivalence.from_json(objects.equivalence(digest))
-            self._records = {d: record for d, record in self._records.items() if d in there}
+            read = {digest: self._read(digest) for digest in there - self._records.keys()}
+            known = self._records | {digest: one for digest, one in read.items() if one}
+            self._records = {d: record for d, record in known.items() if d in there}
             self._made.clear()
+
+    def _read(self, digest: str) -> Equivalence | None:
+        """None where it cannot be read: one damaged record must not keep others from counting."""
+        objects = self._zoo.objects
+        try:
+            return Equivalence.from_json(objects.equivalence(digest))
+        except DamagedError as error:
+            if objects.find("equivalences", digest) is None:
+                return None  # collected since it was listed
+            why = error.message
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            why = f"equivalence {digest[:SHORT_DIGEST]} is of another format: {error!r}"
+        if digest not in self._unread:
+            self._unread.add(digest)
+            warnings.warn(
+                f"{why}; what it certifies or rejects does not count (see `blockzoo verify`)",
+                stacklevel=2,
+            )
+        return None
 
 
 def chains(
@@ -148,7 +171,8 @@ def chains(
     Notes
     -----
     Where several certificates are of one chain, the worst of them counts, and one that rejects
-    it rules it out. A chain with a block that is no longer in the zoo is left out.
+    it rules it out. A chain with a block that is no longer in the zoo is left out. A record that
+    cannot be read is passed over, with a warning.
 
     Raises
     ------

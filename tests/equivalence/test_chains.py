@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from blockzoo.equivalence.grade import Verdict
 from blockzoo.equivalence.record import Equivalence
 from blockzoo.errors import UsageError
 from blockzoo.store.session import Session
+from blockzoo.tensors import bytes_digest, canonical_json
 from blockzoo.zoo import Zoo
 
 
@@ -108,3 +110,52 @@ def test_a_chain_with_a_block_that_is_gone_is_left_out(zoo: Zoo, record: Equival
 
 def test_a_zoo_without_certificates_has_no_chains(tmp_path: Path) -> None:
     assert Certificates(Zoo(tmp_path / "zoo")).chains("0" * 64, "C") == []
+
+
+def test_a_damaged_record_is_passed_over_with_one_warning(zoo: Zoo, record: Equivalence) -> None:
+    other = _keep(zoo, record, "C", settings={"length": 1})
+    path = zoo.objects.find("equivalences", other.digest)
+    assert path is not None
+    sound = path.read_bytes()
+    path.unlink()
+    path.write_bytes(sound[:-9] + b"x" + sound[-8:])
+    certificates = Certificates(zoo)
+    model = zoo.resolve("near")
+    with pytest.warns(UserWarning, match=f"equivalence {other.digest[:12]} .* is damaged"):
+        assert [chain.grade for chain in certificates.chains(model, "C")] == ["A"]
+    _keep(zoo, record, "A", settings={"length": 2})  # looked at again
+    with warnings.catch_warnings(action="error"):
+        assert [chain.grade for chain in certificates.chains(model, "C")] == ["A"]
+    path.unlink()
+    path.write_bytes(sound)  # as `repair` does
+    assert [chain.grade for chain in certificates.chains(model, "C")] == ["C"]
+
+
+def test_a_record_of_another_format_and_a_stray_file_are_passed_over(
+    zoo: Zoo, record: Equivalence
+) -> None:
+    data = record.to_json()
+    encoded = canonical_json(data | {"judgement": data["judgement"] | {"new": 1}})
+    digest = bytes_digest(encoded)
+    with Session(zoo.objects) as session:
+        session.equivalence(digest, encoded)
+        assert session.commit()
+    (Path(zoo.path) / "equivalences" / ".DS_Store").write_bytes(b"stray")
+    with pytest.warns(UserWarning, match=f"equivalence {digest[:12]} is of another format"):
+        assert [chain.grade for chain in zoo.chains("near")] == ["A"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_record_that_is_collected_while_it_is_read_is_just_gone(
+    zoo: Zoo, record: Equivalence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = _keep(zoo, record, "C", settings={"length": 1})
+    read = zoo.objects.equivalence
+
+    def collect(digest: str) -> dict[str, Any]:
+        if digest == other.digest:
+            _remove(zoo, other)
+        return read(digest)
+
+    monkeypatch.setattr(zoo.objects, "equivalence", collect)
+    assert [chain.grade for chain in zoo.chains("near", "C")] == ["A"]
