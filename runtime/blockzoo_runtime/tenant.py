@@ -99,7 +99,7 @@ class Tenant:
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
-            items = list(prompt)
+            items = _items(prompt)
             if not items or not isinstance(items[0], Mapping):
                 return _integers(items)
         if self.tokenizer is None:
@@ -110,7 +110,7 @@ class Tenant:
             )  # fmt: skip
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        return self.tokenizer.encode_chat(items)  # type: ignore[arg-type]
+        return self.tokenizer.encode_chat(items)
 
     def room(self, prompt: int, wanted: int | None) -> int:
         """How many tokens to generate after a prompt of so many.
@@ -136,6 +136,15 @@ class Tenant:
                 hint=f"ask for at most {room} new tokens" if room > 0 else "shorten the prompt",
             )
         return wanted or min(room, MAX_NEW_TOKENS)
+
+
+def _items(prompt: Any) -> list[Any]:
+    try:
+        return list(prompt)
+    except TypeError:
+        raise UsageError(
+            f"a prompt is text, token ids or chat messages, not {type(prompt).__name__}"
+        ) from None
 
 
 def _integers(items: list[Any]) -> list[int]:

@@ -150,7 +150,13 @@ class Tenants:
         compiled = chain.compiled
         full = configuration(config["model_type"], config)
         generation = zoo.file(base or model, "generation_config.json")
-        asked = json.loads(bytes(generation)) if generation is not None else None
+        try:
+            asked = dict(json.loads(bytes(generation))) if generation is not None else None
+            process = processing(asked or {}, self._resident.device)
+        except (ValueError, TypeError) as error:  # no JSON, or what transformers does not take
+            raise UnservableError(
+                f"its generation_config.json cannot be applied: {error}"
+            ) from error
         eos = (
             asked.get("eos_token_id") if asked is not None else getattr(full, "eos_token_id", None)
         )
@@ -174,7 +180,7 @@ class Tenants:
             virtual=tuple(-1 - i for i in range(virtual)),
             tokenizer=self._tokenizers.of(model, base),
             eos=frozenset([eos] if isinstance(eos, int) else eos or ()),
-            process=processing(asked or {}, self._resident.device),
+            process=process,
             vocabulary=full.vocab_size,
             context=min((n for n in limits if isinstance(n, int)), default=None),
             whole=whole,

@@ -23,8 +23,20 @@ class Tokenizer:
         self._inner = inner
 
     def encode(self, text: str) -> list[int]:
-        """With the special tokens that the tokenizer adds by itself."""
-        return list(self._inner(text)["input_ids"])
+        """With the special tokens that the tokenizer adds by itself.
+
+        Raises
+        ------
+        UsageError
+            Where it does not take the text, such as half of a character.
+        """
+        return self._encode(text)
+
+    def _encode(self, text: str, **options: Any) -> list[int]:
+        try:
+            return list(self._inner(text, **options)["input_ids"])
+        except Exception as error:  # a tokenizer raises what it likes
+            raise UsageError(f"its tokenizer does not take this text: {error}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Without special tokens."""
@@ -49,7 +61,7 @@ class Tokenizer:
             )
         except Exception as error:  # a template raises what it likes
             raise UsageError(f"its chat template does not take these messages: {error}") from error
-        return list(self._inner(text, add_special_tokens=False)["input_ids"])
+        return self._encode(text, add_special_tokens=False)
 
 
 class Tokenizers:

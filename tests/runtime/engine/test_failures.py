@@ -13,6 +13,7 @@ from blockzoo_runtime import LLM, Completion, Failed
 
 from blockzoo.errors import BlockzooError, DamagedError, UnservableError, UsageError
 from blockzoo.zoo import Zoo
+from tests.planted import make_base
 from tests.runtime.answers import COUNT, PROMPTS
 from tests.runtime.engine.serving import Expected, until
 
@@ -132,4 +133,32 @@ def test_what_is_no_request_fails_alone(open_llm: Callable[..., LLM], asked: Any
     llm = open_llm()
     bad, good = llm.generate([asked, ("base", "The")], max_new_tokens=2, on_error="return")
     assert isinstance(bad, Failed) and "a request is (name, prompt)" in bad.error.message
+    assert isinstance(good, Completion)
+
+
+@pytest.mark.parametrize("prompt", ["half a character \ud800", None, 7, [{"content": "\ud800"}]])
+def test_what_no_tokenizer_takes_fails_alone(open_llm: Callable[..., LLM], prompt: Any) -> None:
+    llm = open_llm()
+    bad, good = llm.generate([("base", prompt), ("base", "The")], max_new_tokens=2,
+                             on_error="return")  # fmt: skip
+    assert isinstance(bad, Failed) and isinstance(bad.error, UsageError)
+    assert bad.error.message.startswith("base: ")
+    assert isinstance(good, Completion)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"bad_words_ids": 5}', '{"repetition_penalty": "x"}']
+)
+def test_generation_settings_that_cannot_be_read_fail_their_own_model_only(
+    tmp_path: Path, open_llm: Callable[..., LLM], text: str
+) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    folder = make_base(tmp_path / "base")
+    zoo.ingest(folder, name="base")
+    (folder / "generation_config.json").write_text(text)
+    zoo.ingest(folder, name="odd")
+    bad, good = open_llm(zoo).generate([("odd", [5]), ("base", [5])], max_new_tokens=2,
+                                       on_error="return")  # fmt: skip
+    assert isinstance(bad, Failed) and isinstance(bad.error, UnservableError)
+    assert bad.error.message.startswith("odd: its generation_config.json cannot be applied")
     assert isinstance(good, Completion)
