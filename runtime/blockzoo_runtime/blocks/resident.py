@@ -90,6 +90,11 @@ class ResidentTensors:
         """Bytes of all resident tensors."""
         return self.memory.used("weights")
 
+    @property
+    def loading(self) -> bool:
+        """Whether some tenant is being brought in now."""
+        return self._loading.locked()
+
     def __len__(self) -> int:
         return len(self._sizes)
 

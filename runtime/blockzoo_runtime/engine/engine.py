@@ -264,7 +264,7 @@ class Engine:
         self._room.failures.clear()
 
     def _load_failed(self, sequence: Sequence, digest: str, error: BlockzooError) -> None:
-        """What a request waited for cannot be loaded: another chain serves it, or it fails."""
+        """A chain cannot be loaded, or has no room: another serves the request, or it fails."""
         there = sequence.tenant.digest == digest
         if there:
             self._scheduler.restart(sequence.job)
@@ -274,15 +274,15 @@ class Engine:
     def _rows(self, plan: Plan) -> list[tuple[Turn, Sequence]]:
         self.tally.preempted += plan.preempted
         for job in plan.stuck:
+            if self._room.may_fit(job):
+                continue
             sequence = self._room.sequences[job]
-            self._fail(
-                sequence,
-                UsageError(
-                    f"{sequence.model}: its weights and the keys and values of "
-                    f"{len(sequence.slots):,} tokens do not fit the memory budget together",
-                    hint="give LLM a larger `memory`, or shorten the text",
-                ),
+            error = UsageError(
+                f"{sequence.model}: its weights and the keys and values of "
+                f"{len(sequence.slots):,} tokens do not fit the memory budget together",
+                hint="give LLM a larger `memory`, pin fewer models, or shorten the text",
             )
+            self._load_failed(sequence, sequence.tenant.digest, error)
         return [(turn, self._room.sequences[turn.job]) for turn in plan.turns if turn.job.started]
 
     def _compute(

@@ -86,19 +86,28 @@ class ModelRoom:
 
     @property
     def loading(self) -> bool:
-        """Whether any model is on its way."""
-        return bool(self._loading)
+        """Whether any model is on its way, whoever asked for it."""
+        return bool(self._loading) or self._resident.loading
 
     def add(self, sequence: Sequence) -> None:
         """A request that will run; it gets its chain, which may become another until it starts.
+
+        Certified chains whose weights are more than the budget do not serve it.
 
         Raises
         ------
         UsageError
             Where its model's weights are more than the budget.
         """
+        for tenant in list(self._pinned.values()):
+            if not self._known(tenant.digest):  # replaced under its name
+                self.unpin(tenant)
+        budget = self._resident.memory.budget
+        for option in sequence.menu.options[1:]:
+            if budget is not None and option.tenant.needs.total > budget:
+                sequence.menu = sequence.menu.without(option.tenant.digest)
         sequence.move(self._assembler.choose(sequence.menu, self._pinned.values()))
-        budget, total = self._resident.memory.budget, sequence.tenant.needs.total
+        total = sequence.tenant.needs.total
         if budget is not None and total > budget:
             raise UsageError(
                 f"{sequence.model}: the model needs {format_bytes(total)} of tensors at once, "
@@ -185,10 +194,29 @@ class ModelRoom:
         self._crowded.discard(model)
         return found
 
-    def fits(self, models: frozenset[str]) -> bool:
-        """Whether models fit together, beside those that are pinned, and leave room for KV."""
+    def may_fit(self, job: Job) -> bool:
+        """Whether a job that found no room, alone, may find it when it is tried again.
+
+        What is on its way cannot be let go of until it is here; and what its weights found in
+        their way may be gone by now.
+        """
+        if self.loading:
+            return True
+        needs = dict(self.sequences[job].tenant.needs.nbytes)
+        for tenant in self._pinned.values():
+            needs |= tenant.needs.nbytes
         budget = self._resident.memory.budget
-        if budget is None or (len(models) == 1 and not self._pinned):
+        fits = budget is None or sum(needs.values()) <= budget
+        return fits and not self._resident.has(job.model)
+
+    def fits(self, models: frozenset[str]) -> bool:
+        """Whether models fit together, beside those that are pinned, and leave room for KV.
+
+        One alone is always tried: it might take some of what KV is left, and fails where that
+        is too little.
+        """
+        budget = self._resident.memory.budget
+        if budget is None or len(models.difference(self._pinned)) <= 1:
             return True
         models = models.union(self._pinned)
         if models not in self._fits:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blockzoo_runtime import LLM, Completion, Failed, Request, Sampling
+from blockzoo_runtime.errors import NoRoomError
 
 from blockzoo.errors import UsageError
 from blockzoo.zoo import Zoo
@@ -108,3 +111,74 @@ def test_a_pinned_model_stays(open_llm: Callable[..., LLM]) -> None:
         by_model = llm.stats().resident_by_model
         assert by_model["math-full"] == by_model[name]
     llm.unpin("math-full")
+
+
+def test_who_finds_no_room_beside_pinned_models_is_told(
+    open_llm: Callable[..., LLM], expected: Expected
+) -> None:
+    llm = open_llm(memory="45 MB")
+    llm.load("math-full", pin=True)
+    [failed] = llm.generate([("sql-full", "The")], max_new_tokens=2, on_error="return")
+    assert isinstance(failed, Failed) and "do not fit the memory budget" in failed.error.message
+    llm.unpin("math-full")
+    prompt, tokens = expected["sql-full", 0]
+    [done] = llm.generate([("sql-full", prompt)], max_new_tokens=COUNT)
+    assert list(done.token_ids) == tokens
+
+
+def test_what_was_pinned_and_then_replaced_takes_no_room(
+    shared: Path, tmp_path: Path, open_llm: Callable[..., LLM]
+) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.ingest(shared / "family" / "math-full", name="pinned")
+    zoo.ingest(shared / "family" / "sql-full")
+    llm = open_llm(zoo, memory="45 MB")
+    llm.load("pinned", pin=True)
+    zoo.ingest(shared / "family" / "base", name="pinned")
+    llm.generate([("pinned", "The")], max_new_tokens=2)
+    assert llm.generate([("sql-full", "The")], max_new_tokens=2)
+
+
+def test_what_is_loaded_meanwhile_makes_nobody_fail(
+    open_llm: Callable[..., LLM], expected: Expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it can be let go of before it is here; then its room is had again."""
+    both = open_llm()
+    both.load("sql-full")
+    both.load("math-full")
+    llm = open_llm(memory=both.nbytes + 1000)
+    prompt, tokens = expected["sql-full", 0]
+    llm.load("sql-full")
+    reading, wait = threading.Event(), threading.Event()
+    bring = llm._resident._bring
+
+    def slowly(*given: Any) -> None:
+        reading.set()
+        assert wait.wait(10)
+        bring(*given)
+
+    monkeypatch.setattr(llm._resident, "_bring", slowly)
+    loading = threading.Thread(target=llm.load, args=("math-full",))
+    loading.start()
+    assert reading.wait(10)
+    threading.Timer(0.3, wait.set).start()
+    [done] = llm.generate([("sql-full", prompt)], max_new_tokens=COUNT)
+    loading.join()
+    assert list(done.token_ids) == tokens
+
+
+def test_weights_whose_room_has_come_free_meanwhile_are_loaded_again(
+    open_llm: Callable[..., LLM], expected: Expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = open_llm(memory="40 MB")
+    load, found = llm._resident.load, iter([NoRoomError("others were in the way")])
+
+    def crowded_once(*given: Any) -> None:
+        if error := next(found, None):
+            raise error
+        load(*given)
+
+    monkeypatch.setattr(llm._resident, "load", crowded_once)
+    prompt, tokens = expected["base", 0]
+    [done] = llm.generate([("base", prompt)], max_new_tokens=COUNT)
+    assert list(done.token_ids) == tokens
