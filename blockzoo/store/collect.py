@@ -11,15 +11,18 @@ back from (`objects.restore_trash`). No lock is needed for any of this.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockzoo.errors import LockedError
+from blockzoo.codecs import PACKED
+from blockzoo.errors import DamagedError, LockedError
 from blockzoo.store.objects import Object, Objects, restore_trash
 from blockzoo.store.reach import reach, roots
 from blockzoo.store.refs import Refs
@@ -137,9 +140,25 @@ def _now(store: Objects) -> float:
 
 def _unreached(store: Objects, reached: set[tuple[str, str]]) -> Iterator[Object]:
     for folder in _ORDER:
-        for candidate in store.all(folder):
-            if (folder, candidate.digest) not in reached:
+        there = list(store.all(folder))
+        kept = reached | {(folder, digest) for digest in _beside(store, there, reached)}
+        for candidate in there:
+            if (folder, candidate.digest) not in kept:
                 yield candidate
+
+
+def _beside(store: Objects, there: list[Object], reached: set[tuple[str, str]]) -> Iterator[str]:
+    """What packed files differ from that stand beside a raw one, as an interrupted run leaves them:
+    they are read no more, but must not become damaged either.
+    """
+    kinds = Counter(found.digest for found in there)
+    for found in there:
+        twice = kinds[found.digest] > 1 and (found.folder, found.digest) in reached
+        if twice and found.path.suffix in PACKED:
+            with contextlib.suppress(DamagedError, FileNotFoundError):
+                if reference := store.describe(found.path).reference:
+                    yield reference
+                    yield from store.lineage(reference)
 
 
 def _take(found: Object, trash: Path, cutoff: float) -> int:

@@ -190,7 +190,8 @@ class Session:
         try:
             os.replace(path, aside)
             if not self._stands(digest):
-                os.replace(aside, path)
+                if not path.exists():  # else it has just been packed anew, and that one is held
+                    os.replace(aside, path)
                 return False
             aside.unlink()
         except FileNotFoundError:

@@ -433,6 +433,51 @@ def test_what_an_interrupt_leaves_in_the_air_comes_back(
     check(zoo, sources, tmp_path / "out")
 
 
+def test_what_an_interrupted_undo_leaves_packed_loses_no_reference(
+    zoo: Zoo, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands beside a raw file and is not read, but would be found damaged."""
+    zoo.dedupe().execute()
+    found = reach(zoo.objects, roots(zoo.refs))
+    digest, reference = next(iter(found.references.items()))
+    name = min(found.names["tensors", digest] - found.names["models", zoo.resolve("base")])
+
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "drop", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        zoo.undo_dedupe().execute()
+    monkeypatch.undo()
+    for other in zoo.names():
+        if other != name.removesuffix(":latest"):
+            zoo.remove(other)
+    zoo.gc(older_than=0).execute()
+    assert zoo.verify().ok and zoo.objects.find("tensors", reference)
+    zoo.undo_dedupe().execute()
+    zoo.gc(older_than=0).execute()
+    check(zoo, sources, tmp_path / "out", (name.removesuffix(":latest"),))
+
+
+def test_what_is_put_back_takes_the_place_of_nothing_newer(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A difference that stood before may be from a tensor that has been collected meanwhile."""
+    zoo.dedupe().execute()
+    a, b, reference = _near(zoo)
+    with Session(zoo.objects) as one, Session(zoo.objects) as other:
+        before, after = _pack(one, a, b), _pack(other, a, reference)
+        one.settle([(before.staged, before.place)])
+
+        def packed_anew(*_: object) -> bool:
+            other.settle([(after.staged, after.place)])
+            return False
+
+        monkeypatch.setattr(one, "_stands", packed_anew)
+        assert not one.drop(a, before.place)
+    assert zoo.objects.describe(after.place).reference == reference
+
+
 def test_a_circle_of_references_is_refused(zoo: Zoo) -> None:
     """Whatever a file says."""
     zoo.dedupe().execute()
