@@ -6,8 +6,9 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from blockzoo.errors import DamagedError
 from blockzoo.explore.loading import loading
 from blockzoo.explore.stats import Stats
 from blockzoo.explore.table import Column, Table
@@ -48,16 +49,22 @@ _HISTORY = (
 
 
 def models(zoo: Zoo) -> Table:
-    """Every named model; reads the names' newest entries and nothing else."""
-    rows = []
-    for ref in zoo.refs.all():
+    """Every named model; reads the names' newest entries and nothing else.
+
+    A name whose newest entry cannot be read is a row of kind ``damaged``.
+    """
+    rows: list[dict[str, Any]] = []
+    damaged: dict[str, DamagedError] = {}
+    for ref in zoo.refs.all(damaged):
         for target in dict.fromkeys(ref.tags.values()):
             tags = sorted(tag for tag, to in ref.tags.items() if to == target)
             name = ref.name if LATEST in tags else f"{ref.name}:{tags[0]}"
             others = [tag for tag in tags if tag != LATEST]
             kind = "detached adapter" if target.detached else target.kind
             rows.append(vars(target) | {"name": name, "tags": others, "kind": kind})
-    return Table("models", _MODELS, rows)
+    unknown = dict.fromkeys(column.key for column in _MODELS)
+    rows += [unknown | {"name": name, "tags": [], "kind": "damaged"} for name in damaged]
+    return Table("models", _MODELS, sorted(rows, key=lambda row: row["name"]))
 
 
 def blocks(zoo: Zoo) -> Table:

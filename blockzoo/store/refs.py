@@ -126,12 +126,29 @@ class Refs:
                     name = match[1] if prefix == "." else f"{prefix}/{match[1]}"
                     yield name, int(match[2]), Path(folder, file)
 
-    def all(self) -> list[Ref]:
-        """Every name that has a tag, sorted."""
+    def all(self, damaged: dict[str, DamagedError] | None = None) -> list[Ref]:
+        """Every name that has a tag, sorted.
+
+        Parameters
+        ----------
+        damaged : dict, optional
+            Takes the names whose newest entry cannot be read. Without it the first is an error.
+
+        Raises
+        ------
+        DamagedError
+        """
         newest: dict[str, int] = {}
         for name, number, _ in self.entries():
             newest[name] = max(number, newest.get(name, 0))
-        refs = (self._read(name, number) for name, number in sorted(newest.items()))
+        refs = []
+        for name, number in sorted(newest.items()):
+            try:
+                refs.append(self._read(name, number))
+            except DamagedError as error:
+                if damaged is None:
+                    raise
+                damaged[name] = error
         return [ref for ref in refs if ref.tags]
 
     def get(self, name: str) -> Ref:
@@ -158,7 +175,7 @@ class Refs:
             )
         import difflib
 
-        close = difflib.get_close_matches(name, [ref.name for ref in self.all()], n=3, cutoff=0.5)
+        close = difflib.get_close_matches(name, [ref.name for ref in self.all({})], n=3, cutoff=0.5)
         raise NotFoundError(
             f"no model is named {name!r}",
             hint=f"did you mean {', '.join(close)}?" if close else "`blockzoo ls` lists the names",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import click
+
+from blockzoo.errors import DamagedError
 from blockzoo_cli.verb import App, verb
 
 
@@ -12,3 +15,9 @@ def command(app: App) -> None:
     app.output.table(table)
     if not table:
         app.output.hint("`blockzoo ingest FOLDER…` brings models in")
+    if damaged := [row["name"] for row in table.rows if row["kind"] == "damaged"]:
+        app.output.complain(
+            f"what {', '.join(damaged)} stands for cannot be read: the name's file is damaged",
+            "`blockzoo verify` tells what is damaged, `blockzoo repair SOURCE` mends it",
+        )
+        click.get_current_context().exit(DamagedError.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from blockzoo import Zoo
-from blockzoo.errors import DamagedError, NoZooError
+from blockzoo.errors import DamagedError, NotFoundError, NoZooError
 from blockzoo.repair import open_damaged
 from tests.zoos import checkpoint, hashes, run
 
@@ -119,6 +120,23 @@ def test_verify_names_the_models_that_damage_hurts(good: Path, tmp_path: Path) -
     done = run("verify", "--zoo", zoo_path)
     assert done.returncode == 12
     assert "tune" in done.stdout + done.stderr
+
+
+def test_a_damaged_name_hides_no_other(good: Path, tmp_path: Path) -> None:
+    zoo_path = tmp_path / "zoo"
+    shutil.copytree(good / "zoo", zoo_path)
+    _change_byte(zoo_path / "refs" / "acme" / "base@000001.json", random.Random(1))
+    done = run("ls", "--json", "--zoo", zoo_path)
+    assert done.returncode == 12
+    listed = {row["name"]: row["kind"] for row in json.loads(done.stdout)}
+    assert listed == {"acme/base": "damaged", "base": "model", "tune": "model"}
+    assert "acme/base" in done.stderr and "hint:" in done.stderr
+    assert "damaged" in repr(Zoo(zoo_path)) and Zoo(zoo_path).models()._repr_html_()
+    with pytest.raises(NotFoundError, match="no model is named 'tunes'"):
+        Zoo(zoo_path).model("tunes")
+    for needs_all in (Zoo(zoo_path).gc, Zoo(zoo_path).stats):
+        with pytest.raises(DamagedError, match="the ref 'acme/base' is damaged"):
+            needs_all()
 
 
 def test_a_damaged_object_is_never_read_as_if_it_were_sound(good: Path, tmp_path: Path) -> None:
