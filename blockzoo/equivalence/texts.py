@@ -7,7 +7,7 @@ swap that was picked because it does well on a text does well on that text.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Sample:
     documents : list of list of int
         Tokens.
     left_out : int
-        Documents that the calibration text has, too.
+        Documents that are not measured: the calibration text has them, too, or they came before.
     """
 
     text: Text
@@ -72,26 +72,31 @@ def take_samples(
     """
     if not texts:
         raise SourceError("there is no text to certify on", hint="give --text FILE")
-    known = {piece for text in chosen_on for d in text.documents for piece in _pieces(d)}
+    seen = _Seen(chosen_on)
     samples = []
     for text in texts:
-        fresh = tuple(d for d in text.documents if not _is_known(d, known))
-        left_out = len(text.documents) - len(fresh)
-        size = sum(map(len, text.documents))
-        if size - sum(map(len, fresh)) > _OVERLAP * size:
+        known: list[str] = []
+        fresh: dict[str, str] = {}  # by its words: one that comes again is no further evidence
+        for document in text.documents:
+            if seen.has(document):
+                known.append(document)
+            else:
+                fresh.setdefault(" ".join(_words(document)), document)
+        if sum(map(len, known)) > _OVERLAP * sum(map(len, text.documents)):
             raise SourceError(
-                f"{left_out} of the {len(text.documents)} documents of {text.path} are in the "
+                f"{len(known)} of the {len(text.documents)} documents of {text.path} are in the "
                 "calibration text, too: what was used for choosing proves nothing",
                 hint="certify on text that was not used for anything else",
             )
-        documents = replace(text, documents=fresh).tokens(tokenizer, most)
+        documents = replace(text, documents=tuple(fresh.values())).tokens(tokenizer, most)
         tokens = sum(map(len, documents))
         if len(documents) < _FEWEST_DOCUMENTS or tokens < _FEWEST_TOKENS:
             raise SourceError(
-                f"{text.path} is too small: {len(documents)} documents and {tokens} tokens",
+                f"{text.path} is too small: {len(documents)} different documents and {tokens} "
+                "tokens",
                 hint="documents stand between blank lines, or one a line; give some hundreds",
             )
-        samples.append(Sample(text, documents, left_out))
+        samples.append(Sample(text, documents, len(text.documents) - len(fresh)))
     return samples
 
 
@@ -142,14 +147,29 @@ def recall(layout: Layout, entry: Mapping[str, Any], offered: Sequence[Text]) ->
     return replace(found, domain=domain)
 
 
-def _pieces(document: str) -> set[str]:
-    """A document's runs of words; all of it where it is shorter."""
-    words = document.split()
-    last = max(len(words) - _WORDS + 1, 1)
-    return {" ".join(words[start : start + _WORDS]) for start in range(last)}
+class _Seen:
+    """The words of some texts in a row, wherever their documents begin, in whatever case."""
+
+    def __init__(self, texts: Sequence[Text]) -> None:
+        self._runs: set[str] = set()
+        self._whole = []
+        for text in texts:
+            words = [word for document in text.documents for word in _words(document)]
+            self._runs.update(_runs(words))
+            self._whole.append(f" {' '.join(words)} ")
+
+    def has(self, document: str) -> bool:
+        """Whether most of a document stands in them; all of it where it is short."""
+        words = _words(document)
+        if len(words) < _WORDS:
+            return any(f" {' '.join(words)} " in whole for whole in self._whole)
+        runs = set(_runs(words))
+        return len(runs & self._runs) * 2 > len(runs)
 
 
-def _is_known(document: str, known: set[str]) -> bool:
-    """Whether most of a document stands in the calibration text."""
-    pieces = _pieces(document)
-    return len(pieces & known) * 2 > len(pieces)
+def _words(document: str) -> list[str]:
+    return document.casefold().split()
+
+
+def _runs(words: Sequence[str]) -> Iterator[str]:
+    return (" ".join(words[i : i + _WORDS]) for i in range(len(words) - _WORDS + 1))

@@ -192,6 +192,38 @@ def test_a_few_documents_in_both_texts_are_left_out(
     assert record.texts[0]["left_out"] == 3 and record.texts[0]["documents"] == 60
 
 
+def test_calibration_text_is_known_however_it_is_laid_out(
+    planted: Zoo, texts: Texts, tmp_path: Path
+) -> None:
+    """A line a document or a paragraph a document, in capitals or with other spaces: the same."""
+    lines = texts["own"].read_text().splitlines()
+    short = [" ".join(line.split()[i : i + 8]) for line in lines for i in range(0, 40, 8)]
+    layouts = {
+        "paragraphs": "\n\n".join("\n".join(lines[i : i + 4]) for i in range(0, len(lines), 4)),
+        "short": "\n".join(short),
+        "spaced": "\n".join(line.replace(" ", "  ") for line in lines),
+        "capital": "\n".join(lines).upper(),
+    }
+    for name, content in layouts.items():
+        (tmp_path / f"{name}.txt").write_text(content)
+    for name in layouts:
+        for text, calibration in [(name, "own"), ("own", name)]:
+            files = [texts.get(one, tmp_path / f"{one}.txt") for one in (text, calibration)]
+            with pytest.raises(SourceError, match="in the calibration text, too"):
+                planted.certify("base", "layers.0.mlp=near", files[0], calibration=files[1])
+
+
+def test_a_document_that_comes_again_is_no_further_evidence(
+    planted: Zoo, texts: Texts, tmp_path: Path
+) -> None:
+    few = texts["own"].read_text().splitlines()[:5]
+    again = tmp_path / "again.txt"
+    again.write_text("\n".join(line.replace(" ", " " * n) for n in range(1, 21) for line in few))
+    record = planted.certify("base", "layers.0.mlp=near", again)
+    assert record.grade == "inconclusive" and record.texts[0]["documents"] == 5
+    assert record.texts[0]["left_out"] == 95
+
+
 def test_swaps_that_make_no_sense_are_refused_in_words(planted: Zoo, tmp_path: Path) -> None:
     model = planted.model("base")
     for wanted, kind, why in [
